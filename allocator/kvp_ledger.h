@@ -1,0 +1,436 @@
+/**
+ * The ledger: all of kvpool's metadata, in one block of memory, safe against a kill at any instruction.
+ *
+ * It knows pages, sequences with their rows, sessions, attachments, jobs, the outcomes of calls, and nothing of bytes,
+ * sockets, time or GPUs. It allocates nothing, starts nothing, and waits for nothing; one thread at a time uses it.
+ *
+ *   block  ┌──────────────┬──────────┬──────────┬─────────┬──────┬─────────────────┬─────────────────┬───┐
+ *          │ header, log  │ sessions │ outcomes │ pools   │ jobs │ extent of pool 0│ extent of pool 3│   │
+ *          └──────────────┴──────────┴──────────┴─────────┴──────┴─────────────────┴─────────────────┴───┘
+ *   extent ┌──────────────────┬──────────────┬────────────────┬────────────────────┬──────────────┐
+ *          │ pages[P] 8 B     │ attachments  │ sequences[S]   │ key buckets[2^k]   │ rows[S][R]   │
+ *          └──────────────────┴──────────────┴────────────────┴────────────────────┴──────────────┘
+ *
+ * The block is sparse: the root part and each pool's extent must be backed by memory before they are used (the caller
+ * allocates them; kvp_pool_extent says where and how much). Everything is linked by index; there is no pointer in it.
+ *
+ * Transactions. Every change happens between kvp_txn_begin and kvp_txn_commit, by aligned 4- and 8-byte stores through
+ * one function that first saves the old word to the undo log: entry, then count (release), then word, each behind a
+ * signal fence. Commit empties the log. kvp_txn_abort, and recovery after a kill (kvp_ledger_open), restore the words
+ * in reverse order; recovery can itself be killed anywhere. So a function that fails inside a transaction needs no
+ * care: its caller aborts, and nothing has changed.
+ *
+ * Reading needs no transaction. Functions take the ledger, then ids, then inputs, then outputs; outputs (ret_) are
+ * written on KVP_OK only, reterr_ on failure only. All check their ids: an id out of range or of another generation is
+ * KVP_ESTALE (sequences), KVP_ESESSION (sessions) or KVP_ENOENT (pools, attachments).
+ */
+#ifndef KVP_LEDGER_H
+#define KVP_LEDGER_H
+
+#include "kvp_limits.h"
+#include "kvp_status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KVP_LEDGER_VERSION 1u
+#define KVP_NONE           0xffffffffu /* no slot, no page, no attachment */
+#define KVP_TXN_STORES_MAX (1u << 20)  /* logged stores of one transaction */
+
+/* ids: {slot, generation}; generation 0 is never given out, so a zeroed id is none */
+struct kvp_seq_id {
+    uint32_t slot, generation;
+};
+struct kvp_session_id {
+    uint32_t slot, generation;
+};
+struct kvp_pool_id {
+    uint32_t slot, generation;
+};
+struct kvp_job_id {
+    uint32_t slot, generation;
+};
+
+/* ---- the block -------------------------------------------------------------------------------------------------- */
+
+/*
+ * A handle on a block. Two addresses of the same memory: reads go through `view`, stores through `store`. In a daemon
+ * they are equal; test builds map the block twice and make the view read-only, so that a store that goes around the one
+ * function faults.
+ */
+struct kvp_ledger {
+    const unsigned char *view;
+    unsigned char *store;
+    size_t bytes;
+    /* private: the open transaction, mirrored from the log */
+    bool in_txn;
+    uint32_t txn_stores;
+};
+
+struct kvp_uuid {
+    uint8_t bytes[16];
+};
+
+/** Bytes of the root part, which must be backed by zeroed memory before kvp_ledger_format. */
+size_t kvp_ledger_root_bytes(void);
+
+/**
+ * Make an empty ledger in zeroed memory.
+ * @retval KVP_EINVAL  bytes is less than the root part or over KVP_LEDGER_BYTES_MAX, or an address is unaligned (64)
+ */
+enum kvp_status kvp_ledger_format(struct kvp_ledger *ledger, const unsigned char *view, unsigned char *store,
+                                  size_t bytes, struct kvp_uuid instance);
+
+/**
+ * Adopt a block that an earlier process left: check it, roll back the open transaction, count the epoch up.
+ * @param reterr_why  what is wrong with it, static text
+ * @retval KVP_EMISMATCH  another format version or size
+ * @retval KVP_ECORRUPT   no ledger, or its header or log can not be
+ */
+enum kvp_status kvp_ledger_open(struct kvp_ledger *ledger, const unsigned char *view, unsigned char *store,
+                                size_t bytes, const char **reterr_why);
+
+struct kvp_uuid kvp_ledger_instance(const struct kvp_ledger *ledger);
+uint64_t kvp_ledger_epoch(const struct kvp_ledger *ledger); /* starts at 1 */
+
+/* ---- transactions ------------------------------------------------------------------------------------------------ */
+
+void kvp_txn_begin(struct kvp_ledger *ledger);
+void kvp_txn_commit(struct kvp_ledger *ledger);
+void kvp_txn_abort(struct kvp_ledger *ledger);
+
+#ifdef KVPOOL_TEST_HOOKS
+/* Called before every store to the block (log entries included); a test leaves by longjmp, as a kill would. */
+extern void (*kvp_store_hook)(void *arg);
+extern void *kvp_store_hook_arg;
+#endif
+
+/* ---- sessions ---------------------------------------------------------------------------------------------------- */
+
+enum kvp_session_state {
+    KVP_SESSION_FREE = 0,
+    KVP_SESSION_OPEN = 1,
+    KVP_SESSION_ENDING = 2, /* its connection or lease ended; its attachments are DEAD and not yet all released */
+};
+enum kvp_session_kind {
+    KVP_SESSION_SOCKET = 1, /* lives as long as its process */
+    KVP_SESSION_LEASE = 2,
+};
+
+struct kvp_session_spec {
+    enum kvp_session_kind kind;
+    uint32_t uid, gid, pid;
+    uint32_t tenant;
+    uint32_t lease_ms;          /* of a session by lease */
+    uint64_t token[2];          /* secret: the bearer is the session (lease) */
+    uint64_t resume_secret[2];  /* secret: its bearer may claim durable sequences */
+    uint64_t start_time;        /* of the process, clock ticks since boot: tells a pid from its next user */
+    char name[32];
+};
+
+struct kvp_session_view {
+    struct kvp_session_id id;
+    enum kvp_session_state state;
+    struct kvp_session_spec spec;
+    uint32_t attachments; /* LIVE and DEAD */
+};
+
+/** @retval KVP_ELIMIT  KVP_SESSIONS_MAX are open */
+enum kvp_status kvp_session_open(struct kvp_ledger *ledger, const struct kvp_session_spec *spec,
+                                 struct kvp_session_id *ret_session);
+enum kvp_status kvp_session_get(const struct kvp_ledger *ledger, struct kvp_session_id session,
+                                struct kvp_session_view *ret_view);
+/** The session in a slot, open or ending; KVP_ENOENT: the slot is free. For walking: 0..KVP_SESSIONS_MAX-1. */
+enum kvp_status kvp_session_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_session_view *ret_view);
+/** The open session by lease with this token. Compares in constant time. */
+enum kvp_status kvp_session_by_token(const struct kvp_ledger *ledger, const uint64_t token[2],
+                                     struct kvp_session_id *ret_session);
+/**
+ * Its process or lease ended: OPEN -> ENDING; its attachments turn DEAD, which freezes their sequences and quarantines
+ * their pages. O(attachments). The session's slot is free when its last attachment is released.
+ */
+enum kvp_status kvp_session_end(struct kvp_ledger *ledger, struct kvp_session_id session);
+
+/* What a call came to, kept under its call id: the last one of a socket session, the last KVP_OUTCOMES_MAX by lease. */
+struct kvp_outcome {
+    uint64_t call_id; /* never 0 */
+    uint32_t method;
+    int32_t status;  /* enum kvp_status */
+    uint64_t values[2];
+};
+enum kvp_status kvp_outcome_put(struct kvp_ledger *ledger, struct kvp_session_id session,
+                                const struct kvp_outcome *outcome);
+/** @retval KVP_ENOENT  no such call is remembered */
+enum kvp_status kvp_outcome_get(const struct kvp_ledger *ledger, struct kvp_session_id session, uint64_t call_id,
+                                struct kvp_outcome *ret_outcome);
+
+/* ---- pools ------------------------------------------------------------------------------------------------------- */
+
+enum kvp_pool_state {
+    KVP_POOL_FREE = 0,
+    KVP_POOL_LIVE = 1,
+    KVP_POOL_LOST = 2, /* its bytes are gone; nothing but deleting it is possible */
+};
+
+struct kvp_pool_geometry {
+    uint32_t pages;          /* 1..KVP_PAGES_MAX */
+    uint32_t page_tokens;    /* 1..KVP_PAGE_TOKENS_MAX */
+    uint32_t reserved_pages; /* < pages; ids 0..reserved_pages-1 are never handed out */
+    uint32_t max_sequences;  /* 1..KVP_SEQUENCES_MAX */
+    uint32_t row_pages;      /* pages that one sequence may have */
+};
+
+#define KVP_POOL_BLOB_BYTES 49152 /* the packed kvpool.v1.PoolSpec: the ledger keeps it and does not read it */
+
+struct kvp_pool_view {
+    struct kvp_pool_id id;
+    enum kvp_pool_state state;
+    bool needs_after; /* CUDA: giving pages up needs a timeline value */
+    struct kvp_pool_geometry geometry;
+    uint64_t layout_digest[2];
+    const char *name; /* in the ledger; valid while the pool is */
+    const void *blob;
+    uint32_t blob_bytes;
+    uint64_t extent_offset, extent_bytes;
+    uint32_t free_pages;
+    uint32_t open_sequences; /* those of DEAD attachments included */
+    uint32_t retiring_sequences;
+    uint32_t attachments;
+};
+
+struct kvp_pool_spec {
+    struct kvp_pool_geometry geometry;
+    bool needs_after;
+    uint64_t layout_digest[2];
+    const char *name; /* 1..KVP_NAME_BYTES_MAX bytes, unique */
+    const void *blob;
+    uint32_t blob_bytes; /* at most KVP_POOL_BLOB_BYTES */
+};
+
+/**
+ * Where the extent of a new pool would lie. The caller backs that range with zeroed memory, then calls kvp_pool_create
+ * with the same geometry and no other create in between.
+ * @retval KVP_ELIMIT  no slot, or no room in the block
+ */
+enum kvp_status kvp_pool_extent(const struct kvp_ledger *ledger, const struct kvp_pool_geometry *geometry,
+                                uint64_t *ret_offset, uint64_t *ret_bytes);
+/** O(1) in pages. @retval KVP_EEXIST  the name is taken */
+enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool_spec *spec,
+                                struct kvp_pool_id *ret_pool);
+/** @retval KVP_EBUSY  attachments, sequences or retiring pages are there */
+enum kvp_status kvp_pool_delete(struct kvp_ledger *ledger, struct kvp_pool_id pool);
+enum kvp_status kvp_pool_set_lost(struct kvp_ledger *ledger, struct kvp_pool_id pool);
+enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_pool_view *ret_view);
+enum kvp_status kvp_pool_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_pool_view *ret_view);
+enum kvp_status kvp_pool_by_name(const struct kvp_ledger *ledger, const char *name, struct kvp_pool_id *ret_pool);
+
+/* ---- attachments: a session in a pool ------------------------------------------------------------------------------ */
+
+enum kvp_attachment_state {
+    KVP_ATTACHMENT_FREE = 0,
+    KVP_ATTACHMENT_LIVE = 1,
+    KVP_ATTACHMENT_DEAD = 2, /* its process ended, or may have: its sequences' pages are quarantined */
+};
+
+struct kvp_attachment_view {
+    enum kvp_attachment_state state;
+    struct kvp_session_id session;
+    uint32_t leader;    /* the attachment whose group it joined; itself, if none */
+    uint32_t sequences; /* owned */
+    bool nvml_seen;     /* NVML listed its process while it lived */
+};
+
+/**
+ * @param join  KVP_NONE, or the LIVE attachment whose group it joins: `written` is the least of a group's words
+ * @retval KVP_EEXIST  the session is attached to that pool
+ * @retval KVP_ELIMIT  KVP_ATTACHMENTS_MAX are there
+ */
+enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_session_id session,
+                           uint32_t join, uint32_t *ret_attachment);
+/** @retval KVP_EBUSY  it owns sequences, or others joined it */
+enum kvp_status kvp_detach(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment);
+enum kvp_status kvp_attachment_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
+                                   struct kvp_attachment_view *ret_view);
+/** The session's attachment in the pool; KVP_ENOENT: none. O(attachments). */
+enum kvp_status kvp_attachment_of(const struct kvp_ledger *ledger, struct kvp_pool_id pool,
+                                  struct kvp_session_id session, uint32_t *ret_attachment);
+enum kvp_status kvp_attachment_set_nvml_seen(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment);
+/**
+ * Nothing writes for a DEAD attachment any more (its process is gone, its GPU work over): move up to `budget` of its
+ * sequences from quarantine to reclaim; when none is left, free the attachment, and with the last one its session.
+ * Durable ones stay (and keep the attachment DEAD) unless `with_durable`. Sequences with a job open stay until it ends.
+ * @param ret_left  sequences still owned, of those that are to go
+ */
+enum kvp_status kvp_attachment_release(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
+                                       bool with_durable, uint32_t budget, uint32_t *ret_left);
+
+/* ---- sequences --------------------------------------------------------------------------------------------------- */
+
+enum kvp_seq_state {
+    KVP_SEQ_FREE = 0,
+    KVP_SEQ_OPEN = 1,     /* of a DEAD attachment: frozen, its pages in quarantine */
+    KVP_SEQ_RETIRING = 2, /* given up; pages return when its `after` is reached */
+    KVP_SEQ_RECLAIM = 3,  /* given up; pages return as kvp_pool_reclaim comes to it */
+};
+
+struct kvp_after {
+    uint32_t timeline;
+    uint64_t value; /* 0: nothing to wait for */
+};
+
+struct kvp_page_copy {
+    uint32_t source, destination; /* page ids */
+    uint32_t tokens;              /* the first of the page; 0: no copy */
+};
+
+struct kvp_seq_view {
+    struct kvp_seq_id id;
+    enum kvp_seq_state state;
+    uint64_t key;
+    uint32_t attachment; /* owner */
+    bool durable;
+    uint32_t reserved, written; /* tokens; of OPEN ones */
+    uint32_t version;           /* of the row: even; moves by 2 on open, truncate, transfer */
+    uint32_t row_pages;         /* ids in the row */
+    uint32_t job;               /* slot of the open job, or KVP_NONE */
+    uint32_t job_tokens;        /* what `written` will be when it is done */
+    struct kvp_after after;     /* RETIRING: waits for; OPEN: see pending */
+    uint32_t pending_tokens;    /* OPEN: `written` when `after` is reached (a transfer under way), or 0 */
+    struct kvp_page_copy copy;  /* owed */
+};
+
+/**
+ * Make a sequence, empty. @retval KVP_EEXIST  that key is open in this attachment (find it by kvp_seq_by_key)
+ * @retval KVP_ELIMIT  max_sequences rows are in use, retiring ones included
+ */
+enum kvp_status kvp_seq_open(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment, uint64_t key,
+                             bool durable, struct kvp_seq_id *ret_seq);
+enum kvp_status kvp_seq_by_key(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
+                               uint64_t key, struct kvp_seq_id *ret_seq);
+/** An OPEN sequence. @retval KVP_ESTALE  the generation is not current, or it was closed */
+enum kvp_status kvp_seq_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                            struct kvp_seq_view *ret_view);
+/** Whatever is in a slot, in any state but FREE (KVP_ENOENT). For walking: 0..max_sequences-1. */
+enum kvp_status kvp_seq_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot,
+                           struct kvp_seq_view *ret_view);
+/** The row: page ids [row_pages], in the ledger, valid until the next change. */
+const uint32_t *kvp_seq_row(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot);
+/** First and next OPEN sequence of an attachment by slot, KVP_NONE at the end. */
+uint32_t kvp_attachment_first(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment);
+uint32_t kvp_attachment_next(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot);
+
+/**
+ * Set how many tokens there is room for. Grows the row by free pages, or with `truncate` cuts it; `written` falls to
+ * `reserved` when that is less, and the version moves then.
+ *
+ * A cut into the middle of a page that others hold too, or that is sealed, takes a fresh page and owes the copy of the
+ * part kept. Pages cut off go back when `after` is reached: on a needs_after pool, or when more than
+ * KVP_RECLAIM_SLICE of them, they move to a row of their own that retires.
+ *
+ * @param after         of a truncation, on a needs_after pool: value must not be 0 (KVP_EINVAL), unless no page leaves
+ * @param reterr_short  with KVP_ENOPAGES: how many pages are missing
+ * @retval KVP_EINVAL   over the pool's limit, or less than now without truncate
+ * @retval KVP_EBUSY    a job is open on it, or its owner is DEAD
+ */
+enum kvp_status kvp_seq_reserve(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                uint32_t reserved, bool truncate, struct kvp_after after, uint32_t *reterr_short);
+#define KVP_RECLAIM_SLICE 1024u
+
+/**
+ * Bytes of tokens up to `tokens` were seen to be there: raise `written` (never lowers; clamped to `reserved`), seal the
+ * pages that are full by it, and forget the owed copy once `written` is past it.
+ * @param ret_changed  whether anything did
+ */
+enum kvp_status kvp_seq_observe(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                uint32_t tokens, bool *ret_changed);
+
+/** As kvp_seq_observe: `written` will be `tokens` when `after` is reached; the caller watches and observes. */
+enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                    uint32_t tokens, struct kvp_after after);
+
+/**
+ * A child with the first `tokens` of the parent: full pages shared, and for a part of a page a fresh page and an owed
+ * copy. The source of an owed copy is held by it, whatever its owner does.
+ * @param attachment  the child's owner
+ * @retval KVP_EINVAL  tokens is over the parent's `written`
+ */
+enum kvp_status kvp_seq_fork(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id parent,
+                             uint32_t attachment, uint64_t key, uint32_t tokens, struct kvp_seq_id *ret_child,
+                             uint32_t *reterr_short);
+
+/** Hand an OPEN sequence to another attachment, LIVE or (a claim) from a DEAD one to a LIVE one; the version moves. */
+enum kvp_status kvp_seq_transfer(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                 uint32_t to_attachment);
+
+/** Give up: OPEN -> RETIRING (`after.value` not 0) or RECLAIM. On a needs_after pool a value is required if it has pages. */
+enum kvp_status kvp_seq_close(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                              struct kvp_after after);
+
+/** First and next RETIRING slot of a pool, KVP_NONE at the end; and: its value was reached, so it may be reclaimed. */
+uint32_t kvp_retiring_first(const struct kvp_ledger *ledger, struct kvp_pool_id pool);
+uint32_t kvp_retiring_next(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot);
+enum kvp_status kvp_seq_retired(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot);
+
+/** Drop up to `budget` page references of RECLAIM rows; frees pages and, when a row is empty, its slot. */
+enum kvp_status kvp_pool_reclaim(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t budget, bool *ret_more);
+
+/* ---- pages ------------------------------------------------------------------------------------------------------- */
+
+enum kvp_page_state {
+    KVP_PAGE_FREE = 0,
+    KVP_PAGE_HELD = 1,     /* one row's, writable by its owner */
+    KVP_PAGE_SEALED = 2,   /* full and observed to be written; immutable */
+    KVP_PAGE_RESERVED = 3, /* never handed out */
+};
+struct kvp_page_view {
+    enum kvp_page_state state;
+    uint32_t references; /* by rows and owed copies */
+};
+enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
+                             struct kvp_page_view *ret_view);
+
+/* ---- jobs: work that an executor has in hand ------------------------------------------------------------------------ */
+
+struct kvp_job_spec {
+    uint32_t kind;                 /* kvpool.v1.JobKind */
+    struct kvp_session_id session; /* whose stream; may end while the job runs */
+    struct kvp_pool_id pool;
+    uint64_t call_id;
+    uint32_t timeline; /* done is told there … */
+    uint64_t value;    /* … by this */
+};
+struct kvp_job_view {
+    struct kvp_job_id id;
+    struct kvp_job_spec spec;
+};
+/** @retval KVP_ELIMIT  KVP_JOBS_MAX are open */
+enum kvp_status kvp_job_open(struct kvp_ledger *ledger, const struct kvp_job_spec *spec, struct kvp_job_id *ret_job);
+/** The sequence waits for the job, and will then have `tokens` written. @retval KVP_EBUSY  it has one */
+enum kvp_status kvp_job_add(struct kvp_ledger *ledger, struct kvp_job_id job, struct kvp_seq_id seq, uint32_t tokens);
+enum kvp_status kvp_job_get(const struct kvp_ledger *ledger, struct kvp_job_id job, struct kvp_job_view *ret_view);
+enum kvp_status kvp_job_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_job_view *ret_view);
+/** First and next sequence slot (of the job's pool) that waits for it, KVP_NONE at the end. */
+uint32_t kvp_job_first(const struct kvp_ledger *ledger, struct kvp_job_id job);
+uint32_t kvp_job_next(const struct kvp_ledger *ledger, struct kvp_job_id job, uint32_t slot);
+/** The job is over: with `written`, its sequences have their tokens; without, they stay as they were. */
+enum kvp_status kvp_job_close(struct kvp_ledger *ledger, struct kvp_job_id job, bool written);
+
+/* ---- audit ------------------------------------------------------------------------------------------------------- */
+
+/** Bytes of scratch memory that kvp_audit needs for this ledger now. */
+size_t kvp_audit_scratch_bytes(const struct kvp_ledger *ledger);
+
+/**
+ * Walk all of it and name each violation: every list is closed and counted, every page's references are those that
+ * rows and owed copies hold, every free page is on the free list once, every row is within bounds, keys are found by
+ * their buckets, jobs and their sequences agree, the log is empty.
+ *
+ * @param scratch  kvp_audit_scratch_bytes, aligned to 8; the only memory it writes
+ * @param report   called once a violation, with a text that names what and where; may be NULL
+ * @return the number of violations
+ */
+uint64_t kvp_audit(const struct kvp_ledger *ledger, void *scratch, void (*report)(void *arg, const char *violation),
+                   void *arg);
+
+#endif
