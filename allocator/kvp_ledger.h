@@ -22,7 +22,10 @@
  *
  * Reading needs no transaction. Functions take the ledger, then ids, then inputs, then outputs; outputs (ret_) are
  * written on KVP_OK only, reterr_ on failure only. All check their ids: an id out of range or of another generation is
- * KVP_ESTALE (sequences), KVP_ESESSION (sessions) or KVP_ENOENT (pools, attachments).
+ * KVP_ESTALE (sequences), KVP_ESESSION (sessions) or KVP_ENOENT (pools, attachments, jobs); a DEAD attachment where a
+ * LIVE one is needed is KVP_ESESSION; a LOST pool refuses with KVP_ELOST all but letting go. Every function that changes
+ * the ledger also returns KVP_ELIMIT when the log has no room for it, and KVP_ECORRUPT when it meets what can not be; it
+ * never crashes on that, nor hangs. Lists that a caller walks by first and next are closed where the audit is clean.
  */
 #ifndef KVP_LEDGER_H
 #define KVP_LEDGER_H
@@ -36,7 +39,7 @@
 
 #define KVP_LEDGER_VERSION 1u
 #define KVP_NONE           0xffffffffu /* no slot, no page, no attachment */
-#define KVP_TXN_STORES_MAX (1u << 20)  /* logged stores of one transaction */
+#define KVP_TXN_STORES_MAX (1u << 19)  /* logged stores of one transaction; more: KVP_ELIMIT from the operation */
 
 /* ids: {slot, generation}; generation 0 is never given out, so a zeroed id is none */
 struct kvp_seq_id {
@@ -66,6 +69,7 @@ struct kvp_ledger {
     /* private: the open transaction, mirrored from the log */
     bool in_txn;
     uint32_t txn_stores;
+    uint32_t txn_serial;
 };
 
 struct kvp_uuid {
@@ -143,7 +147,7 @@ enum kvp_status kvp_session_get(const struct kvp_ledger *ledger, struct kvp_sess
                                 struct kvp_session_view *ret_view);
 /** The session in a slot, open or ending; KVP_ENOENT: the slot is free. For walking: 0..KVP_SESSIONS_MAX-1. */
 enum kvp_status kvp_session_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_session_view *ret_view);
-/** The open session by lease with this token. Compares in constant time. */
+/** The open session by lease with this token; KVP_ESESSION: none. Compares in constant time. */
 enum kvp_status kvp_session_by_token(const struct kvp_ledger *ledger, const uint64_t token[2],
                                      struct kvp_session_id *ret_session);
 /**
@@ -218,7 +222,7 @@ enum kvp_status kvp_pool_extent(const struct kvp_ledger *ledger, const struct kv
 /** O(1) in pages. @retval KVP_EEXIST  the name is taken */
 enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool_spec *spec,
                                 struct kvp_pool_id *ret_pool);
-/** @retval KVP_EBUSY  attachments, sequences or retiring pages are there */
+/** @retval KVP_EBUSY  attachments, sequences, retiring pages or open jobs are there */
 enum kvp_status kvp_pool_delete(struct kvp_ledger *ledger, struct kvp_pool_id pool);
 enum kvp_status kvp_pool_set_lost(struct kvp_ledger *ledger, struct kvp_pool_id pool);
 enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_pool_view *ret_view);
@@ -248,7 +252,7 @@ struct kvp_attachment_view {
  */
 enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_session_id session,
                            uint32_t join, uint32_t *ret_attachment);
-/** @retval KVP_EBUSY  it owns sequences, or others joined it */
+/** @retval KVP_EBUSY  it owns sequences, rows that wait for its timelines retire, or others joined it */
 enum kvp_status kvp_detach(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment);
 enum kvp_status kvp_attachment_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
                                    struct kvp_attachment_view *ret_view);
@@ -260,7 +264,9 @@ enum kvp_status kvp_attachment_set_nvml_seen(struct kvp_ledger *ledger, struct k
  * Nothing writes for a DEAD attachment any more (its process is gone, its GPU work over): move up to `budget` of its
  * sequences from quarantine to reclaim; when none is left, free the attachment, and with the last one its session.
  * Durable ones stay (and keep the attachment DEAD) unless `with_durable`. Sequences with a job open stay until it ends.
- * @param ret_left  sequences still owned, of those that are to go
+ * Rows that wait for its timelines are reclaimed too, within the budget. Who joined its group then stands alone.
+ * @param ret_left   sequences still owned, of those that are to go, and rows still retiring
+ * @retval KVP_EBUSY  it is LIVE
  */
 enum kvp_status kvp_attachment_release(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
                                        bool with_durable, uint32_t budget, uint32_t *ret_left);
@@ -322,7 +328,8 @@ uint32_t kvp_attachment_next(const struct kvp_ledger *ledger, struct kvp_pool_id
 
 /**
  * Set how many tokens there is room for. Grows the row by free pages, or with `truncate` cuts it; `written` falls to
- * `reserved` when that is less, and the version moves then.
+ * `reserved` when that is less, and the version moves with every cut (so that an older progress word can't count later).
+ * The same as now does nothing.
  *
  * A cut into the middle of a page that others hold too, or that is sealed, takes a fresh page and owes the copy of the
  * part kept. Pages cut off go back when `after` is reached: on a needs_after pool, or when more than
@@ -339,13 +346,19 @@ enum kvp_status kvp_seq_reserve(struct kvp_ledger *ledger, struct kvp_pool_id po
 
 /**
  * Bytes of tokens up to `tokens` were seen to be there: raise `written` (never lowers; clamped to `reserved`), seal the
- * pages that are full by it, and forget the owed copy once `written` is past it.
+ * pages that are full by it, and forget the owed copy once `written` is past it. Allowed for a DEAD owner too. Goes as
+ * far as the log has room for seals; the next call goes on.
  * @param ret_changed  whether anything did
  */
 enum kvp_status kvp_seq_observe(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                 uint32_t tokens, bool *ret_changed);
 
-/** As kvp_seq_observe: `written` will be `tokens` when `after` is reached; the caller watches and observes. */
+/**
+ * `written` will be `tokens` when `after` is reached; the caller watches and observes. Forgotten when `written` gets
+ * there, or a cut goes below it.
+ * @retval KVP_EINVAL  after.value is 0, or tokens is over `reserved`
+ * @retval KVP_EBUSY   a job is open on it, or its owner is DEAD
+ */
 enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                     uint32_t tokens, struct kvp_after after);
 
@@ -353,17 +366,27 @@ enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_i
  * A child with the first `tokens` of the parent: full pages shared, and for a part of a page a fresh page and an owed
  * copy. The source of an owed copy is held by it, whatever its owner does.
  * @param attachment  the child's owner
+ * The child starts with `tokens` written and reserved; its copy is settled when its `written` rises above that.
  * @retval KVP_EINVAL  tokens is over the parent's `written`
+ * @retval KVP_EEXIST  that key is open in this attachment
  */
 enum kvp_status kvp_seq_fork(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id parent,
                              uint32_t attachment, uint64_t key, uint32_t tokens, struct kvp_seq_id *ret_child,
                              uint32_t *reterr_short);
 
-/** Hand an OPEN sequence to another attachment, LIVE or (a claim) from a DEAD one to a LIVE one; the version moves. */
+/**
+ * Hand an OPEN sequence to another attachment, LIVE or (a claim) from a DEAD one to a LIVE one; the version moves. To
+ * the one that has it: nothing happens.
+ * @retval KVP_EEXIST  that key is open there
+ * @retval KVP_EBUSY   a job is open on it
+ */
 enum kvp_status kvp_seq_transfer(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                  uint32_t to_attachment);
 
-/** Give up: OPEN -> RETIRING (`after.value` not 0) or RECLAIM. On a needs_after pool a value is required if it has pages. */
+/**
+ * Give up: OPEN -> RETIRING (`after.value` not 0) or RECLAIM. On a needs_after pool a value is required if it has pages.
+ * @retval KVP_EBUSY  a job is open on it, or its owner is DEAD
+ */
 enum kvp_status kvp_seq_close(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                               struct kvp_after after);
 
@@ -387,6 +410,7 @@ struct kvp_page_view {
     enum kvp_page_state state;
     uint32_t references; /* by rows and owed copies */
 };
+/** @retval KVP_EINVAL  no such page */
 enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
                              struct kvp_page_view *ret_view);
 
@@ -404,13 +428,18 @@ struct kvp_job_view {
     struct kvp_job_id id;
     struct kvp_job_spec spec;
 };
-/** @retval KVP_ELIMIT  KVP_JOBS_MAX are open */
+/** A session or pool of generation 0 is none. @retval KVP_ELIMIT  KVP_JOBS_MAX are open */
 enum kvp_status kvp_job_open(struct kvp_ledger *ledger, const struct kvp_job_spec *spec, struct kvp_job_id *ret_job);
-/** The sequence waits for the job, and will then have `tokens` written. @retval KVP_EBUSY  it has one */
+/**
+ * The sequence waits for the job, and will then have `tokens` written.
+ * @retval KVP_EINVAL  tokens is less than `written`, or over `reserved`
+ * @retval KVP_EBUSY   it has one, or its owner is DEAD
+ * @retval KVP_ELIMIT  the job has KVP_BATCH_MAX sequences, or is to fill more than KVP_CALL_PAGES_MAX pages
+ */
 enum kvp_status kvp_job_add(struct kvp_ledger *ledger, struct kvp_job_id job, struct kvp_seq_id seq, uint32_t tokens);
 enum kvp_status kvp_job_get(const struct kvp_ledger *ledger, struct kvp_job_id job, struct kvp_job_view *ret_view);
 enum kvp_status kvp_job_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_job_view *ret_view);
-/** First and next sequence slot (of the job's pool) that waits for it, KVP_NONE at the end. */
+/** First and next sequence slot (of the job's pool) that waits for it, in the order of adding; KVP_NONE at the end. */
 uint32_t kvp_job_first(const struct kvp_ledger *ledger, struct kvp_job_id job);
 uint32_t kvp_job_next(const struct kvp_ledger *ledger, struct kvp_job_id job, uint32_t slot);
 /** The job is over: with `written`, its sequences have their tokens; without, they stay as they were. */

@@ -1,0 +1,138 @@
+/**
+ * What the allocator's files offer each other: stores, page references, sequence lists, look-ups. Private.
+ *
+ * Functions that return a status may leave the ledger half changed on failure: they run in a transaction, and their
+ * caller's caller aborts it. A function that a public call names first asks txn_room for the most stores that the call
+ * can make; so the log can not fill in the middle.
+ */
+#ifndef KVP_INTERNAL_H
+#define KVP_INTERNAL_H
+
+#include "layout.h"
+
+#define TRY(call)                           \
+    do {                                    \
+        enum kvp_status try_status = (call); \
+        if (try_status != KVP_OK)           \
+            return try_status;              \
+    } while (0)
+
+/* ---- store.c: the only stores to the block ----------------------------------------------------------------------- */
+
+/* `word` is the address in the view. Logged: undone by an abort. */
+void put32(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value);
+void put64(struct kvp_ledger *ledger, const uint64_t *word, uint64_t value);
+/* Not logged: for a word that is dead before the transaction, and so dead again after its rollback. */
+void put32_dead(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value);
+/* KVP_ELIMIT unless the open transaction can log that many more stores. */
+enum kvp_status txn_room(const struct kvp_ledger *ledger, uint64_t stores);
+uint32_t txn_room_left(const struct kvp_ledger *ledger);
+#define ROOM_SMALL 96u /* more than any function stores that does not loop */
+
+/* ---- session.c ----------------------------------------------------------------------------------------------------- */
+
+/* The session of that id, open or ending; KVP_ESESSION. */
+enum kvp_status find_session(const struct kvp_ledger *ledger, struct kvp_session_id session,
+                             const struct block_session **ret_session);
+/* An attachment of it is gone: frees the session with the last one, if it is ending. */
+void session_detached(struct kvp_ledger *ledger, const struct block_session *session, uint32_t pool_slot);
+
+/* ---- pool.c -------------------------------------------------------------------------------------------------------- */
+
+/* Where the regions lie; KVP_EINVAL: a number is out of its range. Does not look at the block. */
+enum kvp_status shape_extent(const struct kvp_pool_geometry *geometry, struct extent_shape *ret_shape);
+/* The pool of that id, in any state but FREE; KVP_ENOENT. */
+enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map);
+/* The same, LIVE; KVP_ELOST. */
+enum kvp_status map_live_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map);
+void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_map *ret_map);
+/* What is wrong with a pool's record; NULL: nothing. Called before the pool is mapped by an adopter. */
+const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot);
+
+/* ---- attachment.c -------------------------------------------------------------------------------------------------- */
+
+/* A LIVE attachment; KVP_ENOENT: none there, KVP_ESESSION: DEAD. */
+enum kvp_status find_live_attachment(const struct pool_map *m, uint32_t attachment);
+
+/* ---- page.c -------------------------------------------------------------------------------------------------------- */
+
+#define PAGE_LINK(record)   ((uint32_t)(record))
+#define PAGE_REFS(record)   ((uint32_t)((record) >> 32) & 0x7fffffffu)
+#define PAGE_SEALED(record) ((record) >> 63 != 0)
+
+uint32_t free_pages(const struct pool_map *m);
+/* Take n free pages, each with one reference, into ids [first, first + n) of a slot's row. At most n + 2 logged stores
+ * beside the row's. */
+enum kvp_status take_pages(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t seq_slot, uint32_t first,
+                           uint32_t n, uint32_t *reterr_short);
+enum kvp_status share_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+
+/* References given up one after the other; the free list's head is stored once, at the end. */
+struct page_drop {
+    uint64_t free_list;
+    bool changed;
+};
+struct page_drop drop_begin(const struct pool_map *m);
+enum kvp_status drop_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop, uint32_t page);
+void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, const struct page_drop *drop);
+
+/* ---- seq.c: slots, keys, lists -------------------------------------------------------------------------------------- */
+
+/* An OPEN sequence; KVP_ESTALE. */
+enum kvp_status find_seq(const struct pool_map *m, struct kvp_seq_id seq, const struct block_seq **ret_seq);
+/* KVP_EBUSY: a job is open on it, or its owner is DEAD. */
+enum kvp_status seq_changeable(const struct pool_map *m, const struct block_seq *seq);
+/* Take a FREE slot, linked nowhere, its words zero but state, generation, version, shrunk. */
+enum kvp_status take_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq **ret_seq);
+void free_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq);
+/* The OPEN sequence of an attachment with that key, or NULL. */
+const struct block_seq *find_key(const struct kvp_ledger *ledger, const struct pool_map *m, uint32_t attachment,
+                                 uint64_t key);
+/* OPEN a slot from take_slot for an attachment that has no such key. */
+enum kvp_status open_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
+                          uint32_t attachment, uint64_t key, bool durable);
+/* Put a slot that is in no list among the RETIRING (value not 0) or the RECLAIM. */
+enum kvp_status retire_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
+                            uint32_t attachment, struct kvp_after after);
+/* OPEN -> RETIRING or RECLAIM. */
+enum kvp_status retire_open(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
+                            struct kvp_after after);
+/* RETIRING -> RECLAIM */
+enum kvp_status reclaim_retired(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq);
+/* Take a slot out of the list whose head is at `head`. */
+enum kvp_status list_remove(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *head,
+                            const struct block_seq *seq);
+void list_push(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *head, const struct block_seq *seq);
+/* The slot of a link (slot + 1); KVP_NONE at the end, and where the link can not be. */
+uint32_t linked_slot(const struct pool_map *m, uint32_t link);
+
+/* ---- row.c --------------------------------------------------------------------------------------------------------- */
+
+/* Store a row's id; logged if a rollback could need the old one. */
+void put_row(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t index,
+             uint32_t page);
+/* Cut the count of a row's ids. */
+void shrink_row(struct kvp_ledger *ledger, const struct block_seq *seq, uint32_t row_pages);
+/* The copy that an OPEN sequence owes; tokens 0: none. */
+struct kvp_page_copy owed_copy(const struct pool_map *m, const struct block_seq *seq);
+/* kvp_seq_observe on a mapped pool. */
+enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
+                            uint32_t tokens, bool *ret_changed);
+
+/* ---- audit_pool.c -------------------------------------------------------------------------------------------------- */
+
+struct audit {
+    const struct kvp_ledger *ledger;
+    void (*report)(void *arg, const char *violation);
+    void *arg;
+    uint64_t violations;
+    uint32_t *job_sequences; /* [KVP_JOBS_MAX] sequences that name the job */
+    uint32_t *page_marks;    /* [pages] of the pool at hand */
+    uint8_t *seq_marks;      /* [max_sequences] of the pool at hand */
+};
+void audit_report(struct audit *audit, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* A pool whose record passed check_pool_record. */
+void audit_pool(struct audit *audit, uint32_t slot);
+
+#endif
