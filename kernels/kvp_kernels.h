@@ -119,7 +119,8 @@ enum kvp_address_kind {
  *
  * KVP_ADDRESS_ROWS takes b and the position from batch_indices and positions; where batch_indices is NULL, from
  * append_indptr (b is the sequence whose range holds j; a j behind the last range is padding) and start_lengths:
- * position = start_lengths[b] + j − append_indptr[b]. append_indptr NULL then means one token a sequence: b = j.
+ * position = start_lengths[b] + j − append_indptr[b]. append_indptr NULL then means one token a sequence: b = j. A
+ * negative start length is padding.
  * A row's ids are valid up to row_counts[b] (taken at enqueue), else heads[slot].row_pages, else row_pages.
  */
 struct kvp_address {
@@ -250,8 +251,9 @@ enum kvp_index_source {
  *                number of leading ids ≥ 0 of the row where that is NULL
  *     length[b]  start + count, and with all_tokens set: the tokens listed are 0…length−1, not start…length−1
  *
- * A sequence whose slot is negative (ROWS) is empty: start, count and length 0. So is one that is reported: slot out of
- * range, stale version, a start below 0, or a length over its pages (BAD_POSITION, value: the length).
+ * A sequence whose slot is negative (ROWS) is empty: start, count and length 0. So is one that is reported, with b as
+ * its token: slot out of range, stale version, a start below 0 (BAD_POSITION, value: the start), or a length over its
+ * pages (BAD_POSITION, value: the length; CSR: pages_b pages, TABLE: n_b, ROWS: as in struct kvp_address).
  *
  * Every output may be NULL. Outputs of index_bits, if not said otherwise:
  *
