@@ -129,7 +129,8 @@ enum kvp_status kvp_attachment_set_nvml_seen(struct kvp_ledger *ledger, struct k
     return KVP_OK;
 }
 
-/* ---- release ------------------------------------------------------------------------------------------------------- */
+/* ---- release -------------------------------------------------------------------------------------------------------
+ */
 
 /* Move sequences to RECLAIM while the budget lasts; count those that are to go and are still there. */
 static enum kvp_status release_sequences(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t attachment,

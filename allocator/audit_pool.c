@@ -19,15 +19,16 @@
 struct pool_audit {
     struct audit *audit;
     struct pool_map m;
-    uint32_t states[KVP_SEQ_RECLAIM + 1];       /* sequences found in each state */
-    uint32_t retiring[KVP_ATTACHMENTS_MAX];     /* RETIRING rows of each attachment */
+    uint32_t states[KVP_SEQ_RECLAIM + 1];   /* sequences found in each state */
+    uint32_t retiring[KVP_ATTACHMENTS_MAX]; /* RETIRING rows of each attachment */
 };
 
 /* A violation at sequence, page or attachment `i` of the pool. */
-#define REPORT(a, what, i, format, ...) \
+#define REPORT(a, what, i, format, ...)                                                                                \
     audit_report((a)->audit, "pool %u " what " %u: " format, (a)->m.slot, (i), ##__VA_ARGS__)
 
-/* ---- sequences ----------------------------------------------------------------------------------------------------- */
+/* ---- sequences -----------------------------------------------------------------------------------------------------
+ */
 
 static void count_reference(struct pool_audit *a, uint32_t slot, uint32_t page)
 {
@@ -48,7 +49,8 @@ static void audit_open_row(struct pool_audit *a, uint32_t slot)
         if (row[i] < pool->reserved_pages || row[i] >= pool->pages_used)
             continue;
         if (PAGE_SEALED(a->m.pages[row[i]]) != (i < sealed))
-            REPORT(a, "sequence", slot, "page %u is %s", row[i], i < sealed ? "full and not sealed" : "sealed too early");
+            REPORT(a, "sequence", slot, "page %u is %s", row[i],
+                   i < sealed ? "full and not sealed" : "sealed too early");
         if (i < sealed)
             continue;
         if (a->audit->page_marks[row[i]] & MARK_WRITABLE)
@@ -66,9 +68,9 @@ static void audit_open(struct pool_audit *a, uint32_t slot)
         REPORT(a, "sequence", slot, "generation %u version %u can not be", seq->generation, seq->version);
     if (seq->written > seq->reserved || needed != seq->row_pages)
         REPORT(a, "sequence", slot, "written %u, reserved %u, %u pages", seq->written, seq->reserved, seq->row_pages);
-    if (seq->pending_tokens == 0 ? seq->after_value != 0
-                                 : seq->after_value == 0 || seq->pending_tokens <= seq->written ||
-                                       seq->pending_tokens > seq->reserved)
+    if (seq->pending_tokens == 0
+            ? seq->after_value != 0
+            : seq->after_value == 0 || seq->pending_tokens <= seq->written || seq->pending_tokens > seq->reserved)
         REPORT(a, "sequence", slot, "pending tokens %u can not be", seq->pending_tokens);
     if (seq->attachment >= KVP_ATTACHMENTS_MAX || a->m.attachments[seq->attachment].state == KVP_ATTACHMENT_FREE)
         REPORT(a, "sequence", slot, "its owner %u is not attached", seq->attachment);
@@ -124,9 +126,11 @@ static void audit_sequence(struct pool_audit *a, uint32_t slot)
     }
 }
 
-/* ---- lists --------------------------------------------------------------------------------------------------------- */
+/* ---- lists ---------------------------------------------------------------------------------------------------------
+ */
 
-/* Walk a list: each entry in that state (and of that owner), in no other list, its back link right. The entries found. */
+/* Walk a list: each entry in that state (and of that owner), in no other list, its back link right. The entries found.
+ */
 static uint32_t audit_list(struct pool_audit *a, const char *name, uint32_t link, enum kvp_seq_state state,
                            uint32_t owner)
 {
@@ -205,7 +209,8 @@ static void audit_buckets(struct pool_audit *a)
                      a->states[KVP_SEQ_OPEN]);
 }
 
-/* ---- attachments --------------------------------------------------------------------------------------------------- */
+/* ---- attachments ---------------------------------------------------------------------------------------------------
+ */
 
 static void audit_attachments(struct pool_audit *a)
 {
@@ -236,7 +241,8 @@ static void audit_attachments(struct pool_audit *a)
         audit_report(a->audit, "pool %u: counts %u attachments, has %u", a->m.slot, a->m.pool->attachments, found);
 }
 
-/* ---- pages --------------------------------------------------------------------------------------------------------- */
+/* ---- pages ---------------------------------------------------------------------------------------------------------
+ */
 
 static void audit_free_list(struct pool_audit *a)
 {
@@ -272,7 +278,8 @@ static void audit_pages(struct pool_audit *a)
         if (PAGE_REFS(record) != (mark & MARK_REFS))
             REPORT(a, "page", page, "counts %u references, has %u", PAGE_REFS(record), mark & MARK_REFS);
         if ((PAGE_REFS(record) == 0) != ((mark & MARK_FREE) != 0))
-            REPORT(a, "page", page, "%s", mark & MARK_FREE ? "held and on the free list" : "free and not on the free list");
+            REPORT(a, "page", page, "%s",
+                   mark & MARK_FREE ? "held and on the free list" : "free and not on the free list");
         if (PAGE_REFS(record) == 0 && PAGE_SEALED(record))
             REPORT(a, "page", page, "free and sealed");
     }

@@ -10,11 +10,11 @@
 
 #include "layout.h"
 
-#define TRY(call)                           \
-    do {                                    \
-        enum kvp_status try_status = (call); \
-        if (try_status != KVP_OK)           \
-            return try_status;              \
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        enum kvp_status try_status = (call);                                                                           \
+        if (try_status != KVP_OK)                                                                                      \
+            return try_status;                                                                                         \
     } while (0)
 
 /* ---- store.c: the only stores to the block ----------------------------------------------------------------------- */
@@ -29,7 +29,8 @@ enum kvp_status txn_room(const struct kvp_ledger *ledger, uint64_t stores);
 uint32_t txn_room_left(const struct kvp_ledger *ledger);
 #define ROOM_SMALL 96u /* more than any function stores that does not loop */
 
-/* ---- session.c ----------------------------------------------------------------------------------------------------- */
+/* ---- session.c -----------------------------------------------------------------------------------------------------
+ */
 
 /* The session of that id, open or ending; KVP_ESESSION. */
 enum kvp_status find_session(const struct kvp_ledger *ledger, struct kvp_session_id session,
@@ -37,7 +38,8 @@ enum kvp_status find_session(const struct kvp_ledger *ledger, struct kvp_session
 /* An attachment of it is gone: frees the session with the last one, if it is ending. */
 void session_detached(struct kvp_ledger *ledger, const struct block_session *session, uint32_t pool_slot);
 
-/* ---- pool.c -------------------------------------------------------------------------------------------------------- */
+/* ---- pool.c --------------------------------------------------------------------------------------------------------
+ */
 
 /* Where the regions lie; KVP_EINVAL: a number is out of its range. Does not look at the block. */
 enum kvp_status shape_extent(const struct kvp_pool_geometry *geometry, struct extent_shape *ret_shape);
@@ -49,12 +51,14 @@ void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_m
 /* What is wrong with a pool's record; NULL: nothing. Called before the pool is mapped by an adopter. */
 const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot);
 
-/* ---- attachment.c -------------------------------------------------------------------------------------------------- */
+/* ---- attachment.c --------------------------------------------------------------------------------------------------
+ */
 
 /* A LIVE attachment; KVP_ENOENT: none there, KVP_ESESSION: DEAD. */
 enum kvp_status find_live_attachment(const struct pool_map *m, uint32_t attachment);
 
-/* ---- page.c -------------------------------------------------------------------------------------------------------- */
+/* ---- page.c --------------------------------------------------------------------------------------------------------
+ */
 
 #define PAGE_LINK(record)   ((uint32_t)(record))
 #define PAGE_REFS(record)   ((uint32_t)((record) >> 32) & 0x7fffffffu)
@@ -77,7 +81,8 @@ struct page_drop drop_begin(const struct pool_map *m);
 enum kvp_status drop_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop, uint32_t page);
 void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, const struct page_drop *drop);
 
-/* ---- seq.c: slots, keys, lists -------------------------------------------------------------------------------------- */
+/* ---- seq.c: slots, keys, lists --------------------------------------------------------------------------------------
+ */
 
 /* An OPEN sequence; KVP_ESTALE. */
 enum kvp_status find_seq(const struct pool_map *m, struct kvp_seq_id seq, const struct block_seq **ret_seq);
@@ -90,11 +95,11 @@ void free_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct
 const struct block_seq *find_key(const struct kvp_ledger *ledger, const struct pool_map *m, uint32_t attachment,
                                  uint64_t key);
 /* OPEN a slot from take_slot for an attachment that has no such key. */
-enum kvp_status open_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
-                          uint32_t attachment, uint64_t key, bool durable);
+void open_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t attachment,
+               uint64_t key, bool durable);
 /* Put a slot that is in no list among the RETIRING (value not 0) or the RECLAIM. */
-enum kvp_status retire_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
-                            uint32_t attachment, struct kvp_after after);
+void retire_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t attachment,
+                 struct kvp_after after);
 /* OPEN -> RETIRING or RECLAIM. */
 enum kvp_status retire_open(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                             struct kvp_after after);
@@ -107,7 +112,8 @@ void list_push(struct kvp_ledger *ledger, const struct pool_map *m, const uint32
 /* The slot of a link (slot + 1); KVP_NONE at the end, and where the link can not be. */
 uint32_t linked_slot(const struct pool_map *m, uint32_t link);
 
-/* ---- row.c --------------------------------------------------------------------------------------------------------- */
+/* ---- row.c ---------------------------------------------------------------------------------------------------------
+ */
 
 /* Store a row's id; logged if a rollback could need the old one. */
 void put_row(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t index,
@@ -120,7 +126,8 @@ struct kvp_page_copy owed_copy(const struct pool_map *m, const struct block_seq 
 enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                             uint32_t tokens, bool *ret_changed);
 
-/* ---- audit_pool.c -------------------------------------------------------------------------------------------------- */
+/* ---- audit_pool.c --------------------------------------------------------------------------------------------------
+ */
 
 struct audit {
     const struct kvp_ledger *ledger;

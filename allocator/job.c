@@ -9,7 +9,8 @@
  */
 #include "internal.h"
 
-static enum kvp_status find_job(const struct kvp_ledger *ledger, struct kvp_job_id job, const struct block_job **ret_job)
+static enum kvp_status find_job(const struct kvp_ledger *ledger, struct kvp_job_id job,
+                                const struct block_job **ret_job)
 {
     if (job.slot >= KVP_JOBS_MAX || job.generation == 0)
         return KVP_ENOENT;

@@ -22,9 +22,9 @@
 /* An invariant of the program, not of the block. Stays on in release builds. */
 #define KVP_ASSERT(condition) ((condition) ? (void)0 : abort())
 
-#define KVP_LEDGER_MAGIC   0x7265676465706b76ull
-#define KVP_EXTENT_ALIGN   4096u
-#define KVP_REGION_ALIGN   64u
+#define KVP_LEDGER_MAGIC 0x7265676465706b76ull
+#define KVP_EXTENT_ALIGN 4096u
+#define KVP_REGION_ALIGN 64u
 
 /* ---- root part ------------------------------------------------------------------------------------------------- */
 
@@ -60,8 +60,8 @@ struct block_session {
     uint64_t resume_secret[2];
     uint64_t start_time;
     uint64_t name[4];
-    uint32_t attachments;   /* LIVE and DEAD: entries of attached[] */
-    uint32_t outcomes;      /* put so far: the ring's next place */
+    uint32_t attachments; /* LIVE and DEAD: entries of attached[] */
+    uint32_t outcomes;    /* put so far: the ring's next place */
     uint64_t pad[2];
     uint32_t attached[KVP_POOLS_MAX]; /* its attachment in each pool + 1 */
 };
@@ -165,14 +165,15 @@ static_assert(sizeof(struct block_session) == 384, "session");
 static_assert(offsetof(struct block_session, attached) == 128, "session");
 static_assert(sizeof(struct block_outcome) == 40, "outcome");
 static_assert(offsetof(struct block_pool, free_list) == 128, "pool");
-static_assert(offsetof(struct block_pool, blob) == 256 && sizeof(struct block_pool) == 256 + KVP_POOL_BLOB_BYTES, "pool");
+static_assert(offsetof(struct block_pool, blob) == 256 && sizeof(struct block_pool) == 256 + KVP_POOL_BLOB_BYTES,
+              "pool");
 static_assert(sizeof(struct block_job) == 64, "job");
 static_assert(sizeof(block_page) == 8, "page");
 static_assert(sizeof(struct block_attachment) == 64, "attachment");
 static_assert(sizeof(struct block_seq) == 128, "sequence");
 static_assert(offsetof(struct block_seq, after_value) == 48 && offsetof(struct block_seq, shrunk) == 88, "sequence");
 
-#define ALIGN_UP(value, align) (((uint64_t)(value) + (align) - 1) & ~((uint64_t)(align) - 1))
+#define ALIGN_UP(value, align) (((uint64_t)(value) + (align)-1) & ~((uint64_t)(align)-1))
 
 #define LOG_OFFSET      ((uint64_t)sizeof(struct block_header))
 #define SESSIONS_OFFSET (LOG_OFFSET + (uint64_t)KVP_TXN_STORES_MAX * sizeof(struct block_log_entry))
@@ -213,7 +214,8 @@ static inline const struct block_job *jobs_of(const struct kvp_ledger *ledger)
     return (const struct block_job *)(const void *)(ledger->view + JOBS_OFFSET);
 }
 
-/* ---- a pool, mapped ------------------------------------------------------------------------------------------------ */
+/* ---- a pool, mapped ------------------------------------------------------------------------------------------------
+ */
 
 /* The offsets of a pool's regions in its extent; see pool.c. */
 struct extent_shape {

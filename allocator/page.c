@@ -10,8 +10,8 @@
  *     └────────────────────────────┴───────── last reference dropped ──┘  drop:  − 1 reference
  *
  * References come from rows, in whatever state their sequence is, and from owed copies, whose source they hold; from
- * nothing else. RETIRING and QUARANTINED are states of the row that holds the reference (seq.c), not of the page. A HELD
- * page has one row; it may have owed copies beside it (a child's, of the part that was forked).
+ * nothing else. RETIRING and QUARANTINED are states of the row that holds the reference (seq.c), not of the page. A
+ * HELD page has one row; it may have owed copies beside it (a child's, of the part that was forked).
  *
  * Free pages: those on the list, and those from pool.pages_used on, which were never handed out and whose records are
  * zero. The list is first in, last out; a pop or push stores the page's record, and the list's head once a batch.

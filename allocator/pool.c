@@ -118,7 +118,8 @@ const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot)
     return NULL;
 }
 
-/* ---- create, delete ------------------------------------------------------------------------------------------------ */
+/* ---- create, delete ------------------------------------------------------------------------------------------------
+ */
 
 /* First fit: from the root's end, behind every extent that is in the way, until none is. */
 static enum kvp_status place_extent(const struct kvp_ledger *ledger, uint64_t bytes, uint64_t *ret_offset)
@@ -251,7 +252,8 @@ enum kvp_status kvp_pool_set_lost(struct kvp_ledger *ledger, struct kvp_pool_id 
     return KVP_OK;
 }
 
-/* ---- look-ups ------------------------------------------------------------------------------------------------------ */
+/* ---- look-ups ------------------------------------------------------------------------------------------------------
+ */
 
 static const char *name_of(const struct block_pool *pool)
 {

@@ -6,24 +6,24 @@
  * An OPEN row has exactly the pages that `reserved` needs. A page in it is SEALED if and only if `written` covers it
  * whole.
  *
- * An owed copy: after a fork, or a cut, in the middle of a page that is not this sequence's alone, the row holds a fresh
- * page there, whose first tokens have to be copied from the source page. Those tokens count as written: the sequence
- * starts with `written` at their end. The copy is settled when `written` is observed to rise above that, since the
- * sequence's writer copies before it appends; until then the source is held by a reference of its own. So a copy's
+ * An owed copy: after a fork, or a cut, in the middle of a page that is not this sequence's alone, the row holds a
+ * fresh page there, whose first tokens have to be copied from the source page. Those tokens count as written: the
+ * sequence starts with `written` at their end. The copy is settled when `written` is observed to rise above that, since
+ * the sequence's writer copies before it appends; until then the source is held by a reference of its own. So a copy's
  * destination is always row[written / T], its length written mod T, and only its source is stored; a cut that leaves a
  * part of it shortens it by that, and a cut in front of it ends it. A fork of a sequence that owes copies from the
  * same source as it, since the bytes are not at its own page until then.
  *
- * Row ids are not logged where they are dead: at and beyond the count that the row had when the transaction began, or at
- * any time in it (the slot's word `shrunk` keeps that count, under the transaction's serial number). A serial number that
- * an earlier process used already makes stores logged that need not be, never the other way.
+ * Row ids are not logged where they are dead: at and beyond the count that the row had when the transaction began, or
+ * at any time in it (the slot's word `shrunk` keeps that count, under the transaction's serial number). A serial number
+ * that an earlier process used already makes stores logged that need not be, never the other way.
  */
 #include "internal.h"
 
-#define SHRUNK_TXN(word)         ((uint32_t)(word))
-#define SHRUNK_PAGES(word)       ((uint32_t)((word) >> 32))
-#define SHRUNK_WORD(txn, n)      ((uint64_t)(n) << 32 | (txn))
-#define PAGES_FOR(tokens, page_tokens) ((uint32_t)(((uint64_t)(tokens) + (page_tokens) - 1) / (page_tokens)))
+#define SHRUNK_TXN(word)               ((uint32_t)(word))
+#define SHRUNK_PAGES(word)             ((uint32_t)((word) >> 32))
+#define SHRUNK_WORD(txn, n)            ((uint64_t)(n) << 32 | (txn))
+#define PAGES_FOR(tokens, page_tokens) ((uint32_t)(((uint64_t)(tokens) + (page_tokens)-1) / (page_tokens)))
 
 void put_row(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t index,
              uint32_t page)
@@ -65,7 +65,8 @@ static void clear_pending(struct kvp_ledger *ledger, const struct block_seq *seq
     put64(ledger, &seq->after_value, 0);
 }
 
-/* ---- reserve ------------------------------------------------------------------------------------------------------- */
+/* ---- reserve -------------------------------------------------------------------------------------------------------
+ */
 
 static enum kvp_status grow(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                             uint32_t reserved, uint32_t *reterr_short)
@@ -97,7 +98,7 @@ static enum kvp_status cut_pages(struct kvp_ledger *ledger, const struct pool_ma
             put_row(ledger, m, ghost, i, row[keep + i]);
         put32(ledger, &ghost->row_pages, n);
         put32(ledger, &ghost->copy_source, source);
-        TRY(retire_slot(ledger, m, ghost, seq->attachment, after));
+        retire_slot(ledger, m, ghost, seq->attachment, after);
     } else {
         struct page_drop drop = drop_begin(m);
         for (uint32_t i = seq->row_pages; i-- > keep;)
@@ -162,7 +163,8 @@ enum kvp_status kvp_seq_reserve(struct kvp_ledger *ledger, struct kvp_pool_id po
     return cut(ledger, &m, found, reserved, after, reterr_short);
 }
 
-/* ---- observe ------------------------------------------------------------------------------------------------------- */
+/* ---- observe -------------------------------------------------------------------------------------------------------
+ */
 
 enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                             uint32_t tokens, bool *ret_changed)
@@ -208,7 +210,8 @@ enum kvp_status kvp_seq_observe(struct kvp_ledger *ledger, struct kvp_pool_id po
     return observe_seq(ledger, &m, found, tokens, ret_changed);
 }
 
-/* ---- fork ---------------------------------------------------------------------------------------------------------- */
+/* ---- fork ----------------------------------------------------------------------------------------------------------
+ */
 
 static enum kvp_status share_row(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *parent,
                                  const struct block_seq *child, uint32_t tokens, uint32_t *reterr_short)
@@ -248,15 +251,18 @@ enum kvp_status kvp_seq_fork(struct kvp_ledger *ledger, struct kvp_pool_id pool,
     TRY(find_live_attachment(&m, attachment));
     if (tokens > found->written)
         return KVP_EINVAL;
+    if (find_key(ledger, &m, attachment, key) != NULL)
+        return KVP_EEXIST;
     TRY(txn_room(ledger, 2 * ROOM_SMALL + 2 * (uint64_t)(tokens / m.pool->page_tokens)));
     TRY(take_slot(ledger, &m, &child));
-    TRY(open_slot(ledger, &m, child, attachment, key, false));
+    open_slot(ledger, &m, child, attachment, key, false);
     TRY(share_row(ledger, &m, found, child, tokens, reterr_short));
     *ret_child = (struct kvp_seq_id){slot_of(&m, child), child->generation};
     return KVP_OK;
 }
 
-/* ---- reclaim ------------------------------------------------------------------------------------------------------- */
+/* ---- reclaim -------------------------------------------------------------------------------------------------------
+ */
 
 /* Drop up to n references of a row, from its end; when it is empty, free its slot. */
 static enum kvp_status reclaim_row(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,

@@ -8,9 +8,9 @@
  *     └───────────────────────────────────────────────────────────────────────────────────────────┘
  *
  * A slot is in exactly one list by next and prev: its attachment's (OPEN), the pool's retiring or reclaim, or by next
- * alone the free list; slots from pool.sequences_used on were never used. OPEN ones are in a bucket too, by (attachment,
- * key), which is unique. A row that retires keeps its slot: so nobody gets its progress word too early. A ghost is the
- * slot that takes the pages which a truncation cut off: it was never open, and has no key.
+ * alone the free list; slots from pool.sequences_used on were never used. OPEN ones are in a bucket too, by
+ * (attachment, key), which is unique. A row that retires keeps its slot: so nobody gets its progress word too early. A
+ * ghost is the slot that takes the pages which a truncation cut off: it was never open, and has no key.
  *
  * An OPEN sequence of a DEAD attachment is frozen: it is reclaimed by release, or claimed by a transfer; its written
  * tokens may be observed, and forked from.
@@ -50,7 +50,8 @@ enum kvp_status list_remove(struct kvp_ledger *ledger, const struct pool_map *m,
     return KVP_OK;
 }
 
-/* ---- keys ---------------------------------------------------------------------------------------------------------- */
+/* ---- keys ----------------------------------------------------------------------------------------------------------
+ */
 
 static const uint32_t *bucket_of(const struct kvp_ledger *ledger, const struct pool_map *m, uint32_t attachment,
                                  uint64_t key)
@@ -97,7 +98,8 @@ static enum kvp_status bucket_remove(struct kvp_ledger *ledger, const struct poo
     return KVP_ECORRUPT;
 }
 
-/* ---- slots --------------------------------------------------------------------------------------------------------- */
+/* ---- slots ---------------------------------------------------------------------------------------------------------
+ */
 
 enum kvp_status take_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq **ret_seq)
 {
@@ -113,9 +115,9 @@ enum kvp_status take_slot(struct kvp_ledger *ledger, const struct pool_map *m, c
         return KVP_ELIMIT;
     }
     const struct block_seq *seq = &m->seqs[slot];
-    const uint32_t *zeroed[] = {&seq->durable,    &seq->reserved,       &seq->written,  &seq->copy_source,
-                                &seq->pending_tokens, &seq->after_timeline, &seq->job,  &seq->job_next,
-                                &seq->job_tokens, &seq->bucket_next};
+    const uint32_t *zeroed[] = {&seq->durable,        &seq->reserved,       &seq->written, &seq->copy_source,
+                                &seq->pending_tokens, &seq->after_timeline, &seq->job,     &seq->job_next,
+                                &seq->job_tokens,     &seq->bucket_next};
     for (size_t i = 0; i < sizeof(zeroed) / sizeof(zeroed[0]); i++) {
         if (*zeroed[i] != 0)
             put32(ledger, zeroed[i], 0);
@@ -154,11 +156,9 @@ static enum kvp_status disown(struct kvp_ledger *ledger, const struct pool_map *
     return KVP_OK;
 }
 
-enum kvp_status open_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
-                          uint32_t attachment, uint64_t key, bool durable)
+void open_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t attachment,
+               uint64_t key, bool durable)
 {
-    if (find_key(ledger, m, attachment, key) != NULL)
-        return KVP_EEXIST;
     put64(ledger, &seq->key, key);
     if (durable)
         put32(ledger, &seq->durable, 1);
@@ -166,13 +166,13 @@ enum kvp_status open_slot(struct kvp_ledger *ledger, const struct pool_map *m, c
     put32(ledger, &seq->state, KVP_SEQ_OPEN);
     own(ledger, m, seq, attachment);
     put32(ledger, &m->pool->open_count, m->pool->open_count + 1);
-    return KVP_OK;
 }
 
-/* ---- the way back -------------------------------------------------------------------------------------------------- */
+/* ---- the way back --------------------------------------------------------------------------------------------------
+ */
 
-enum kvp_status retire_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
-                            uint32_t attachment, struct kvp_after after)
+void retire_slot(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t attachment,
+                 struct kvp_after after)
 {
     bool waits = after.value != 0;
     put64(ledger, &seq->after_value, after.value);
@@ -183,7 +183,6 @@ enum kvp_status retire_slot(struct kvp_ledger *ledger, const struct pool_map *m,
     put32(ledger, &m->pool->retiring_count, m->pool->retiring_count + 1);
     if (waits)
         put32(ledger, &m->attachments[attachment].retiring, m->attachments[attachment].retiring + 1);
-    return KVP_OK;
 }
 
 enum kvp_status retire_open(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
@@ -191,7 +190,8 @@ enum kvp_status retire_open(struct kvp_ledger *ledger, const struct pool_map *m,
 {
     TRY(disown(ledger, m, seq));
     put32(ledger, &m->pool->open_count, m->pool->open_count - 1);
-    return retire_slot(ledger, m, seq, seq->attachment, after);
+    retire_slot(ledger, m, seq, seq->attachment, after);
+    return KVP_OK;
 }
 
 enum kvp_status reclaim_retired(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq)
@@ -207,7 +207,8 @@ enum kvp_status reclaim_retired(struct kvp_ledger *ledger, const struct pool_map
     return KVP_OK;
 }
 
-/* ---- calls --------------------------------------------------------------------------------------------------------- */
+/* ---- calls ---------------------------------------------------------------------------------------------------------
+ */
 
 enum kvp_status find_seq(const struct pool_map *m, struct kvp_seq_id seq, const struct block_seq **ret_seq)
 {
@@ -239,7 +240,7 @@ enum kvp_status kvp_seq_open(struct kvp_ledger *ledger, struct kvp_pool_id pool,
         return KVP_EEXIST;
     TRY(txn_room(ledger, ROOM_SMALL));
     TRY(take_slot(ledger, &m, &seq));
-    TRY(open_slot(ledger, &m, seq, attachment, key, durable));
+    open_slot(ledger, &m, seq, attachment, key, durable);
     *ret_seq = (struct kvp_seq_id){slot_of(&m, seq), seq->generation};
     return KVP_OK;
 }
@@ -366,7 +367,8 @@ enum kvp_status kvp_seq_close(struct kvp_ledger *ledger, struct kvp_pool_id pool
     return retire_open(ledger, &m, found, after);
 }
 
-/* ---- walks --------------------------------------------------------------------------------------------------------- */
+/* ---- walks ---------------------------------------------------------------------------------------------------------
+ */
 
 /* The slot of a link, if it is in that state. */
 static uint32_t linked_in_state(const struct pool_map *m, uint32_t link, enum kvp_seq_state state)

@@ -24,8 +24,7 @@ enum kvp_status find_session(const struct kvp_ledger *ledger, struct kvp_session
     return KVP_OK;
 }
 
-static void put_spec(struct kvp_ledger *ledger, const struct block_session *record,
-                     const struct kvp_session_spec *spec)
+static void put_spec(struct kvp_ledger *ledger, const struct block_session *record, const struct kvp_session_spec *spec)
 {
     uint64_t name[4] = {0};
     memcpy(name, spec->name, strnlen(spec->name, sizeof(name) - 1));
@@ -149,7 +148,8 @@ void session_detached(struct kvp_ledger *ledger, const struct block_session *ses
         put32(ledger, &session->state, KVP_SESSION_FREE);
 }
 
-/* ---- outcomes ------------------------------------------------------------------------------------------------------ */
+/* ---- outcomes ------------------------------------------------------------------------------------------------------
+ */
 
 static uint32_t ring_places(const struct block_session *session)
 {

@@ -20,10 +20,10 @@
 #ifdef KVPOOL_TEST_HOOKS
 void (*kvp_store_hook)(void *arg);
 void *kvp_store_hook_arg;
-#define STORE_HOOK()                            \
-    do {                                        \
-        if (kvp_store_hook != NULL)             \
-            kvp_store_hook(kvp_store_hook_arg); \
+#define STORE_HOOK()                                                                                                   \
+    do {                                                                                                               \
+        if (kvp_store_hook != NULL)                                                                                    \
+            kvp_store_hook(kvp_store_hook_arg);                                                                        \
     } while (0)
 #else
 #define STORE_HOOK() ((void)0)
@@ -137,8 +137,8 @@ size_t kvp_ledger_root_bytes(void)
 
 static bool addresses_fit(const unsigned char *view, const unsigned char *store, size_t bytes)
 {
-    return view != NULL && store != NULL && (uintptr_t)view % 64 == 0 && (uintptr_t)store % 64 == 0 &&
-           bytes % 8 == 0 && bytes >= ROOT_BYTES && bytes <= KVP_LEDGER_BYTES_MAX;
+    return view != NULL && store != NULL && (uintptr_t)view % 64 == 0 && (uintptr_t)store % 64 == 0 && bytes % 8 == 0 &&
+           bytes >= ROOT_BYTES && bytes <= KVP_LEDGER_BYTES_MAX;
 }
 
 enum kvp_status kvp_ledger_format(struct kvp_ledger *ledger, const unsigned char *view, unsigned char *store,
