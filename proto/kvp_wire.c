@@ -25,10 +25,10 @@ static void *budget_alloc(void *arg, size_t n)
     struct kvp_wire_budget *budget = arg;
     void *memory;
 
-    if (n > budget->left)
-        return NULL;
-    memory = malloc(n);
-    if (memory != NULL)
+    memory = n <= budget->left ? malloc(n) : NULL;
+    if (memory == NULL)
+        budget->refused = true;
+    else
         budget->left -= n;
     return memory;
 }
@@ -43,6 +43,7 @@ void kvp_wire_budget_init(struct kvp_wire_budget *budget, size_t bytes)
 {
     budget->allocator = (ProtobufCAllocator){.alloc = budget_alloc, .free = budget_free, .allocator_data = budget};
     budget->left = bytes;
+    budget->refused = false;
 }
 
 /* ---- strings: RFC 3629, no NUL (a NUL would end the C string early, so the length can not be seen here) ------------- */
@@ -100,11 +101,10 @@ static bool strings_valid(const ProtobufCMessage *message)
 enum kvp_status kvp_wire_unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t n,
                                 struct kvp_wire_budget *budget, ProtobufCMessage **ret_body)
 {
-    size_t before = budget->left;
     ProtobufCMessage *body = protobuf_c_message_unpack(type, &budget->allocator, n, bytes);
 
-    if (body == NULL) /* protobuf-c does not say why: what had been allocated tells */
-        return before < type->sizeof_message || (before > 0 && budget->left < before / 64) ? KVP_ENOMEM : KVP_EPROTO;
+    if (body == NULL) /* protobuf-c does not say why */
+        return budget->refused ? KVP_ENOMEM : KVP_EPROTO;
     if (!strings_valid(body)) {
         protobuf_c_message_free_unpacked(body, &budget->allocator);
         return KVP_EPROTO;

@@ -21,6 +21,7 @@
 struct kvp_wire_budget {
     ProtobufCAllocator allocator; /* hand &allocator to protobuf-c; it lives as long as what it unpacked */
     size_t left;                  /* bytes that may still be allocated */
+    bool refused;                 /* an allocation was refused */
 };
 void kvp_wire_budget_init(struct kvp_wire_budget *budget, size_t bytes);
 

@@ -100,6 +100,7 @@ void kvp_rpc_answer(struct kvp_rpc_call *call, enum kvp_status status, const Pro
     }
     ops[1].data.send_status_from_server.status = code_of(status);
     call->tags++;
+    kvp_rpc_tag_out(call->rpc, &call->sent);
     if (grpc_call_start_batch(call->grpc, ops, n_ops, &call->sent, NULL) != GRPC_CALL_OK) {
         call->tags--; /* `closed` is still to come and releases the call */
         grpc_call_cancel(call->grpc, NULL);

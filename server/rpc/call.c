@@ -204,6 +204,7 @@ static void received(struct kvp_rpc_tag *tag, bool ok)
 /* @return false: gRPC refuses; no event will come */
 static bool start_one(struct kvp_rpc_call *call, grpc_op op, struct kvp_rpc_tag *tag)
 {
+    kvp_rpc_tag_out(call->rpc, tag);
     if (grpc_call_start_batch(call->grpc, &op, 1, tag, NULL) != GRPC_CALL_OK)
         return false;
     call->tags++;
@@ -345,6 +346,7 @@ static bool request_one(struct kvp_rpc *rpc)
     grpc_call_details_init(&call->details);
     grpc_metadata_array_init(&call->metadata);
     call->tags = 1;
+    kvp_rpc_tag_out(rpc, &call->arrived);
     if (grpc_server_request_call(rpc->server, &call->grpc, &call->details, &call->metadata, rpc->cq, rpc->cq,
                                  &call->arrived) != GRPC_CALL_OK) {
         release(call);

@@ -1,6 +1,6 @@
 /**
  * The gRPC door's own parts, shared by rpc.c (life and queue), listen.c and peers.c (connections), call.c and answer.c
- * (calls), health.c, log.c. Everything here is the loop's thread's, but for rpc.queue.
+ * (calls), health.c, log.c. Everything here is the loop's thread's, but for rpc.queue and .handed.
  */
 #ifndef KVP_RPC_DOOR_H
 #define KVP_RPC_DOOR_H
@@ -28,6 +28,7 @@ struct kvp_rpc_tag {
     void *owner;
     bool ok;
     struct kvp_rpc_tag *next;
+    bool under_way;
 };
 
 /* ---- connections --------------------------------------------------------------------------------------------------- */
@@ -88,6 +89,7 @@ struct kvp_rpc {
     uv_thread_t waiter;
 
     _Atomic(struct kvp_rpc_tag *) queue; /* newest first */
+    atomic_uint handed;                  /* tags given to gRPC */
     uv_async_t async;
     uv_timer_t sweep; /* deadlines, while calls are in hand */
     uv_timer_t grace;
@@ -111,6 +113,12 @@ struct kvp_rpc {
     void *stopped_arg;
 };
 
+/* Before a tag is given to gRPC: what was written so far is seen by the thread that brings it home. */
+static inline void kvp_rpc_tag_out(struct kvp_rpc *rpc, struct kvp_rpc_tag *tag)
+{
+    tag->under_way = true;
+    atomic_fetch_add_explicit(&rpc->handed, 1, memory_order_release);
+}
 void kvp_rpc_handle_closed(uv_handle_t *handle); /* for uv_close of each of the door's handles; data is the door */
 void kvp_rpc_sweep_start(struct kvp_rpc *rpc);   /* a call is in hand: look after its deadline */
 void kvp_rpc_quiet(struct kvp_rpc *rpc);         /* a call has ended: go on with a stop, if one is under way */

@@ -24,6 +24,9 @@ static void push(struct kvp_rpc *rpc, struct kvp_rpc_tag *tag, bool ok)
 {
     struct kvp_rpc_tag *newest = atomic_load_explicit(&rpc->queue, memory_order_relaxed);
 
+    if (atomic_load_explicit(&rpc->handed, memory_order_acquire) == 0 || !tag->under_way)
+        abort(); /* an event that nobody asked for */
+    tag->under_way = false;
     tag->ok = ok;
     do {
         tag->next = newest;
@@ -151,6 +154,7 @@ void kvp_rpc_stop(struct kvp_rpc *rpc, void (*stopped)(void *arg), void *arg)
     rpc->stopped = stopped;
     rpc->stopped_arg = arg;
     kvp_rpc_listen_stop(rpc);
+    kvp_rpc_tag_out(rpc, &rpc->shut);
     grpc_server_shutdown_and_notify(rpc->server, rpc->cq, &rpc->shut);
     uv_timer_start(&rpc->grace, grace_over, rpc->config.grace_ms, 0);
 }
@@ -290,6 +294,7 @@ enum kvp_status kvp_rpc_start(uv_loop_t *loop, struct kvp_core *core, const stru
         status = create_server(rpc);
     if (status == KVP_OK)
         status = kvp_rpc_listen(rpc);
+    kvp_rpc_tag_out(rpc, &rpc->waiter_ended);
     if (status == KVP_OK && uv_thread_create(&rpc->waiter, wait_for_events, rpc) != 0)
         status = KVP_ENOMEM;
     if (status != KVP_OK) {
