@@ -53,4 +53,15 @@ static inline int64_t kvp_index_load(const void *array, uint32_t bits)
                       : __atomic_load_n((const int32_t *)array, __ATOMIC_ACQUIRE);
 }
 
+/** Sums of numbers that came from outside: what overflows wraps, and fails the range check that follows. */
+static inline int64_t kvp_wrap_add(int64_t a, int64_t b)
+{
+    return (int64_t)((uint64_t)a + (uint64_t)b);
+}
+
+static inline int64_t kvp_wrap_sub(int64_t a, int64_t b)
+{
+    return (int64_t)((uint64_t)a - (uint64_t)b);
+}
+
 #endif

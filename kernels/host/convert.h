@@ -48,7 +48,8 @@ KVP_INLINE float kvp_float_of_bfloat(uint16_t value)
 }
 
 /* `drop` mantissa bits fall off; `rebias` is 127 minus the format's bias. */
-KVP_INLINE uint8_t kvp_fp8_of_float(float value, int drop, uint32_t rebias, float largest, float least_normal, float magic)
+KVP_INLINE uint8_t kvp_fp8_of_float(float value, int drop, uint32_t rebias, float largest, float least_normal,
+                                    float magic)
 {
     uint32_t bits = kvp_bits_of_float(value);
     uint32_t sign = bits >> 24 & 0x80;
@@ -72,6 +73,42 @@ KVP_INLINE uint8_t kvp_e4m3_of_float(float value)
 KVP_INLINE uint8_t kvp_e5m2_of_float(float value)
 {
     return kvp_fp8_of_float(value, 21, 112, 57344.0f, 0x1p-14f, 0x1p7f);
+}
+
+/* ---- the way back ---- */
+
+KVP_INLINE float kvp_float_of_e4m3(uint8_t value)
+{
+    uint32_t magnitude = value & 0x7f;
+    uint32_t bits = kvp_bits_of_float(kvp_float_of_bits(magnitude << 20) * 0x1p120f);
+    bits = magnitude == 0x7f ? 0x7fc00000u : bits;
+    return kvp_float_of_bits(bits | (uint32_t)(value & 0x80) << 24);
+}
+
+KVP_INLINE float kvp_float_of_e5m2(uint8_t value)
+{
+    return kvp_float_of_half((uint16_t)(value << 8));
+}
+
+/* As above, with infinities in place of saturation. */
+KVP_INLINE uint16_t kvp_half_of_float(float value)
+{
+    uint32_t bits = kvp_bits_of_float(value);
+    uint32_t magnitude = bits & 0x7fffffff;
+    uint32_t top = kvp_bits_of_float(65536.0f);
+    uint32_t capped = magnitude > top ? top : magnitude;
+    uint32_t normal = ((capped + 0xfff + (capped >> 13 & 1)) >> 13) - (112u << 10);
+    uint32_t subnormal = kvp_bits_of_float(kvp_float_of_bits(capped) + 0.5f) - kvp_bits_of_float(0.5f);
+    uint32_t result = capped < kvp_bits_of_float(0x1p-14f) ? subnormal : normal;
+    result = magnitude > 0x7f800000u ? 0x7fff : result;
+    return (uint16_t)(result | (bits >> 16 & 0x8000));
+}
+
+KVP_INLINE uint16_t kvp_bfloat_of_float(float value)
+{
+    uint32_t bits = kvp_bits_of_float(value);
+    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000u ? 0x7fff : rounded);
 }
 
 #endif
