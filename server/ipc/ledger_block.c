@@ -1,0 +1,64 @@
+/* The memory that the ledger lies in; see ledger_block.h. */
+#include "ledger_block.h"
+#include "log.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum kvp_status kvp_ledger_block_make(uint64_t bytes, uint64_t root_bytes, struct kvp_ledger_block *ret_block)
+{
+    struct kvp_ledger_block block = {.bytes = bytes};
+    void *at;
+
+    block.fd = memfd_create("kvpool-ledger", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (block.fd < 0)
+        return KVP_ENOMEM;
+    if (fchmod(block.fd, 0600) != 0 || ftruncate(block.fd, (off_t)bytes) != 0 ||
+        fcntl(block.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0 ||
+        kvp_ledger_block_back(&block, 0, root_bytes) != KVP_OK)
+        goto close_fd;
+    at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, block.fd, 0);
+    if (at == MAP_FAILED)
+        goto close_fd;
+    block.address = at;
+    *ret_block = block;
+    return KVP_OK;
+
+close_fd:
+    kvp_log(LOG_ERR, "no memory for the ledger: %s", strerror(errno));
+    close(block.fd);
+    return KVP_ENOMEM;
+}
+
+enum kvp_status kvp_ledger_block_back(struct kvp_ledger_block *block, uint64_t offset, uint64_t bytes)
+{
+    int error;
+
+    if (offset > block->bytes || bytes > block->bytes - offset)
+        return KVP_EINVAL;
+    do {
+        error = posix_fallocate(block->fd, (off_t)offset, (off_t)bytes);
+    } while (error == EINTR);
+    errno = error;
+    return error == 0 ? KVP_OK : KVP_ENOMEM;
+}
+
+void kvp_ledger_block_unback(struct kvp_ledger_block *block, uint64_t offset, uint64_t bytes)
+{
+    if (fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) != 0)
+        kvp_log(LOG_ERR, "the ledger's memory at %#llx can not be given back: %s", (unsigned long long)offset,
+                strerror(errno));
+}
+
+void kvp_ledger_block_close(struct kvp_ledger_block *block)
+{
+    if (block->address != NULL)
+        munmap(block->address, block->bytes);
+    if (block->fd >= 0)
+        close(block->fd);
+    *block = (struct kvp_ledger_block){.fd = -1};
+}

@@ -1,0 +1,25 @@
+/**
+ * Who is at the other end of a Unix socket: the kernel's word on its process, and a pidfd that tells of its end.
+ */
+#ifndef KVP_PEER_H
+#define KVP_PEER_H
+
+#include "kvp_status.h"
+
+#include <stdint.h>
+
+struct kvp_peer {
+    uint32_t pid; /* 0: it is in a pid namespace that is not visible from here */
+    uint32_t uid, gid;
+    uint64_t start_time; /* of the process, clock ticks since boot; 0: unknown */
+    int pidfd;           /* close-on-exec; the caller's to close */
+};
+
+/**
+ * @retval KVP_EDISCONNECTED  the process has ended already
+ * @retval KVP_ENODEV         it can not be watched: not visible, and the kernel has no SO_PEERPIDFD (6.5)
+ * @retval KVP_ENOMEM         out of fds
+ */
+enum kvp_status kvp_peer_identify(int socket, struct kvp_peer *ret_peer);
+
+#endif
