@@ -27,6 +27,7 @@ struct move {
     const struct kvp_token_view *flats;
     uint32_t n_planes;
     enum direction direction;
+    enum kvp_stores stores;
     struct kvp_pool_shape shape;
     const struct kvp_address *at;
 };
@@ -49,9 +50,9 @@ static void move_run(const struct move *move, uint32_t p, uint64_t first, uint32
     };
     uint64_t row = (uint64_t)plane->dim * kvp_dtype_bytes(plane->dtype);
     if (move->direction == INTO_POOL)
-        kvp_copy_block(pool, tokens, count, plane->heads, row);
+        kvp_copy_block(pool, tokens, count, plane->heads, row, move->stores);
     else
-        kvp_copy_block(tokens, pool, count, plane->heads, row);
+        kvp_copy_block(tokens, pool, count, plane->heads, row, move->stores);
 }
 
 /* How many places from i on follow one another, in a plane whose pages join where `pages_join`. */
@@ -97,6 +98,7 @@ static void move_range(void *context, uint64_t first, uint64_t last)
         move_block(move, first, places, n);
         first += n;
     }
+    kvp_copy_fence(move->stores);
 }
 
 static void move_tokens(struct move *move, int threads)
@@ -105,6 +107,7 @@ static void move_tokens(struct move *move, int threads)
     uint64_t token_bytes = 0;
     for (uint32_t p = 0; p < move->n_planes; p++)
         token_bytes += kvp_token_bytes(&move->planes[p]);
+    move->stores = kvp_stores_for(tokens * token_bytes);
     kvp_host_parallel(threads, tokens, 16, tokens * token_bytes, move_range, move);
 }
 

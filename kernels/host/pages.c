@@ -44,15 +44,17 @@ static void copy_entries(void *context, uint64_t first, uint64_t last)
         for (uint32_t p = 0; p < job->n_planes && tokens > 0; p++) {
             kvp_copy_block(page_side(&job->destinations[p], copy.destination),
                            page_side(&job->sources[p], copy.source), tokens, job->sources[p].heads,
-                           row_bytes(&job->sources[p]));
+                           row_bytes(&job->sources[p]), job->stores);
         }
     }
+    kvp_copy_fence(job->stores);
 }
 
 void kvp_copy_pages(const struct kvp_copy_job *job, uint32_t n, int threads)
 {
     struct kvp_copy_job shared = *job;
     uint64_t bytes = n * kvp_flat_page_bytes(job->sources, job->n_planes, job->page_tokens);
+    shared.stores = kvp_stores_for(bytes);
     kvp_host_parallel(threads, n, 1, bytes, copy_entries, &shared);
 }
 
@@ -80,6 +82,7 @@ enum kvp_status kvp_host_page_copy(const struct kvp_page_copy_args *args, int th
 struct flat_job {
     const struct kvp_page_flat_args *args;
     int into_pool;
+    enum kvp_stores stores;
 };
 
 static int page_is_usable(int32_t page, uint32_t pages, struct kvp_error_ring *errors, uint64_t entry)
@@ -110,12 +113,13 @@ static void move_flat_entries(void *context, uint64_t first, uint64_t last)
             };
             struct kvp_side pool = page_side(plane, args->page_ids[i]);
             if (job->into_pool)
-                kvp_copy_block(pool, flat, args->page_tokens, plane->heads, row);
+                kvp_copy_block(pool, flat, args->page_tokens, plane->heads, row, job->stores);
             else
-                kvp_copy_block(flat, pool, args->page_tokens, plane->heads, row);
+                kvp_copy_block(flat, pool, args->page_tokens, plane->heads, row, job->stores);
             at += kvp_token_bytes(plane) * args->page_tokens;
         }
     }
+    kvp_copy_fence(job->stores);
 }
 
 static enum kvp_status move_flat(const struct kvp_page_flat_args *args, int into_pool, int threads)
@@ -123,8 +127,8 @@ static enum kvp_status move_flat(const struct kvp_page_flat_args *args, int into
     enum kvp_status status = kvp_check_page_flat(args);
     if (status != KVP_OK)
         return status;
-    struct flat_job job = {.args = args, .into_pool = into_pool};
     uint64_t bytes = args->n * kvp_flat_page_bytes(args->planes, args->n_planes, args->page_tokens);
+    struct flat_job job = {.args = args, .into_pool = into_pool, .stores = kvp_stores_for(bytes)};
     kvp_host_parallel(threads, args->n, 1, bytes, move_flat_entries, &job);
     return KVP_OK;
 }

@@ -5,6 +5,7 @@
 #define KVP_HOST_PAGES_H
 
 #include "../kvp_kernels.h"
+#include "strided.h"
 
 struct kvp_copy_job {
     const struct kvp_plane_view *sources;
@@ -15,6 +16,7 @@ struct kvp_copy_job {
     uint32_t destination_pages;
     const struct kvp_page_copy *copies;
     struct kvp_error_ring *errors;
+    enum kvp_stores stores; /* set by kvp_copy_pages */
 };
 
 /** Carry out the copies of a list; bad entries are reported and skipped. */
