@@ -13,9 +13,8 @@
  * kvp_advance_begin that overlaps the running step.
  *
  * Backends. Of a pool on the host backend, memory is mapped host memory, kernels run on the calling thread before the
- * call returns, and every `stream` is NULL. Of a CUDA pool, pointers are device pointers in the context that was
- * current at kvp_attach (the primary context of the pool's GPU, where none was), and `stream` is a cudaStream_t or
- * CUstream of it; NULL is the legacy default stream.
+ * call returns, and every `stream` is NULL. Of a CUDA pool, pointers are device pointers of the rank's GPU, `stream` is
+ * a cudaStream_t or CUstream of its primary context, which is the one of the CUDA runtime; NULL is its default stream.
  *
  * Threads. Every function may be called from any thread at any time unless it says else; kvp_disconnect and kvp_detach
  * must be the last call on what they end. Calls of several threads on one client overlap on one connection.
@@ -112,7 +111,10 @@ struct kvp_connect_options {
 KVP_API enum kvp_status kvp_connect(const char *endpoint, const struct kvp_connect_options *options,
                                     struct kvp_client **ret_client);
 
-/** End the connection, and with it a session of its own. Pools attached by it must be detached before. NULL is fine. */
+/**
+ * End the connection, and with it a session of its own. Pools that are still attached are unmapped; a session by lease
+ * keeps them attached, and its sequences open. Steps must have been destroyed before. NULL is fine.
+ */
 KVP_API void kvp_disconnect(struct kvp_client *client);
 
 struct kvp_session_info {
@@ -209,6 +211,7 @@ struct kvp_attach_options {
     const uint64_t *layout_digest; /* [2] what the layout must be; NULL: whatever it is */
     const char *model;             /* what the model must be; NULL: whatever it is */
     uint64_t join;                 /* session_id whose group this rank joins (tensor parallelism); 0: none */
+    uint32_t ranks;                /* bit r: map rank r's slab; 0: all of them */
     bool metadata_only;            /* map table, progress and timelines, but no slab */
 };
 
@@ -285,7 +288,7 @@ KVP_API enum kvp_status kvp_seq_open(struct kvp_pool *pool, uint32_t n, const ui
  * @param after         [n] points after which given-up pages are unread; needed with KVP_TRUNCATE on CUDA; else NULL
  * @param flags         0 or KVP_TRUNCATE
  * @param ret_copies    [n] all page copies these sequences still owe, at most one each; NULL with ret_n_copies where
- *                      none came by kvp_fork or was truncated: what is owed must be done (kvp_copy_pages)
+ *                      none came by kvp_fork or was truncated: what is owed must be done (kvp_copy_owed)
                       before the sequence is appended to
  * @param reterr_short  pages missing, with KVP_ENOPAGES; may be NULL
  *
@@ -466,12 +469,15 @@ KVP_API enum kvp_status kvp_append(struct kvp_step *step, uint32_t first_plane, 
 KVP_API enum kvp_status kvp_progress(struct kvp_step *step, void *stream);
 
 /** Carry out owed copies (kvp_advance, kvp_fork) in all planes. @param n  at most max_batch */
-KVP_API enum kvp_status kvp_copy_pages(struct kvp_step *step, uint32_t n, const struct kvp_page_copy *copies,
-                                       void *stream);
+KVP_API enum kvp_status kvp_copy_owed(struct kvp_step *step, uint32_t n, const struct kvp_page_copy *copies,
+                                      void *stream);
 
 /**
  * Read pages into host memory: page i at bytes + i · page_bytes as the planes one behind the other, each a dense
- * [page_tokens, heads, dim], whatever the layout. Waits for the stream. @param n  at most max_pages
+ * [page_tokens, heads, dim], whatever the layout. Waits for the stream.
+ *
+ * @param n          at most max_pages
+ * @param ret_bytes  [n · kvp_flat_page_bytes] of CUDA pools memory from kvp_host_alloc
  */
 KVP_API enum kvp_status kvp_read_pages(struct kvp_step *step, uint32_t n, const int32_t *pages, void *ret_bytes,
                                        void *stream);
@@ -484,8 +490,8 @@ KVP_API uint64_t kvp_step_errors(const struct kvp_step *step, struct kvp_error_r
 KVP_API enum kvp_status kvp_host_alloc(struct kvp_pool *pool, size_t bytes, void **ret_memory);
 KVP_API void kvp_host_free(struct kvp_pool *pool, void *memory);
 
-/** Wait until a stream has done what is enqueued (host pools: nothing to wait for). */
-KVP_API enum kvp_status kvp_stream_sync(struct kvp_pool *pool, void *stream);
+/** Wait until a stream of the rank's GPU has done what is enqueued (host pools: nothing to wait for). */
+KVP_API enum kvp_status kvp_stream_sync(struct kvp_pool *pool, uint32_t rank, void *stream);
 
 /* ---- the index functions by call --------------------------------------------------------------------------------- */
 
