@@ -2,7 +2,7 @@
  * The checks of kvp_check.h: every field that the kernels rely on, against what kvp_kernels.h says of it.
  *
  * Sizes are held so small that no kernel has to fear an overflow: fewer than 2^31 tokens, list entries and sequences,
- * and no plane, source or buffer reaching over 2^62 bytes from its base.
+ * no plane's page of 2^31 bytes or more, and no plane, source or buffer reaching over 2^62 bytes from its base.
  */
 #include "kvp_check.h"
 
@@ -36,6 +36,9 @@ static bool plane_fits(const struct kvp_plane_view *plane, uint32_t pages, uint3
 {
     uint32_t element = kvp_dtype_bytes(plane->dtype);
 
+    if ((uint64_t)plane->heads * plane->dim > (uint64_t)INT32_MAX / 4 ||
+        (uint64_t)plane->heads * plane->dim * element * page_tokens > INT32_MAX)
+        return false;
     return plane->base && element && plane->heads >= 1 && plane->heads <= KVP_HEADS_MAX && plane->dim >= 1 &&
            plane->dim <= KVP_DIM_MAX && reach(pages, plane->page_stride) < REACH_MAX / 4 &&
            reach(page_tokens, plane->token_stride) < REACH_MAX / 4 &&

@@ -43,7 +43,8 @@ extern "C" {
 
 /* ---- what the operations share -------------------------------------------------------------------------------- */
 
-/* One plane, or any tensor of the form [page, token, head, element] whose last dimension is dense. Strides in bytes. */
+/* One plane, or any tensor of the form [page, token, head, element] whose last dimension is dense. Strides in bytes, ≥
+ * 0; heads, dim and page_tokens such that the bytes of one page of it stay below 2^31. */
 struct kvp_plane_view {
     void *base; /* page 0 (data) */
     int64_t page_stride;
@@ -210,8 +211,8 @@ enum kvp_status kvp_host_quant_append(const struct kvp_quant_append_args *args, 
 
 /*
  * The way back: read nnz tokens from their places into flat tensors, of the planes' dtype (moved as bytes), or from
- * FP8 into F32, F16 or BF16: (float)stored · scale in single precision, then rounded to nearest even. What belongs to
- * a skipped token is left as it was.
+ * FP8 into F32, F16 or BF16: (float)stored · scale in single precision, then rounded to nearest even; any NaN becomes
+ * the positive one of all ones. What belongs to a skipped token is left as it was.
  */
 struct kvp_gather_args {
     const struct kvp_plane_view *planes;       /* host [n_planes] */
