@@ -1,0 +1,391 @@
+/**
+ * Crash points: stop at every store to the ledger, as a kill would, recover a copy, and see what is left.
+ *
+ * For each transaction of a random program: run it once beside the naive model, which knows the states before and after;
+ * then, for every n, run it again from the same memory and leave at the n-th store by longjmp. A copy of the memory is
+ * recovered; it must pass the audit and be in exactly the state before. Now and then the recovery too is stopped, at each
+ * of its stores, and done again: it must come to the same bytes.
+ *
+ * --programs N runs that many, --seed S takes the seeds from S on; program i, which a failure names, has seed first + i.
+ */
+#include "layout.h"
+#include "ledger_block.h"
+#include "ledger_naive.h"
+
+#include <setjmp.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#define WARM_UP      60
+#define TRANSACTIONS 60
+#define OPS_MAX      3
+#define LOG_ENTRIES  2048u /* more than a transaction of these programs logs */
+
+static uint64_t first_seed;
+static unsigned programs = 40;
+
+/* ---- stopping ------------------------------------------------------------------------------------------------------ */
+
+static jmp_buf stopped;
+static uint64_t stores, stop_at;
+
+static void on_store(void *arg)
+{
+    (void)arg;
+    if (stores++ == stop_at)
+        longjmp(stopped, 1);
+}
+
+static void watch_stores(uint64_t stop)
+{
+    stores = 0;
+    stop_at = stop;
+    kvp_store_hook = on_store;
+}
+
+static uint64_t unwatch_stores(void)
+{
+    kvp_store_hook = NULL;
+    return stores;
+}
+
+/* ---- copies of what a small ledger uses ------------------------------------------------------------------------------ */
+
+struct range {
+    uint64_t offset, bytes;
+};
+#define RANGES 6
+
+struct image {
+    struct range ranges[RANGES]; /* the log first */
+    unsigned char *bytes;
+};
+
+static void image_make(struct image *image, uint64_t extent_bytes)
+{
+    const struct range ranges[RANGES] = {
+        {LOG_OFFSET, LOG_ENTRIES * sizeof(struct block_log_entry)},
+        {0, sizeof(struct block_header)},
+        {SESSIONS_OFFSET, NAIVE_SESSIONS * sizeof(struct block_session)},
+        {OUTCOMES_OFFSET, (uint64_t)NAIVE_SESSIONS * KVP_OUTCOMES_MAX * sizeof(struct block_outcome)},
+        {POOLS_OFFSET, offsetof(struct block_pool, blob) + 128},
+        {JOBS_OFFSET, NAIVE_JOBS * sizeof(struct block_job)},
+    };
+    uint64_t total = extent_bytes;
+    for (int i = 0; i < RANGES; i++) {
+        image->ranges[i] = ranges[i];
+        total += ranges[i].bytes;
+    }
+    image->ranges[RANGES - 1].bytes = ROOT_BYTES + extent_bytes - JOBS_OFFSET;
+    total += image->ranges[RANGES - 1].bytes;
+    image->bytes = malloc(total);
+    ck_assert_ptr_nonnull(image->bytes);
+}
+
+static void image_save(struct image *image, const struct ledger_block *block)
+{
+    unsigned char *to = image->bytes;
+    for (int i = 0; i < RANGES; to += image->ranges[i++].bytes)
+        memcpy(to, block->view + image->ranges[i].offset, image->ranges[i].bytes);
+}
+
+static void image_restore(const struct image *image, struct ledger_block *block)
+{
+    const unsigned char *from = image->bytes;
+    for (int i = 0; i < RANGES; from += image->ranges[i++].bytes)
+        memcpy(block->store + image->ranges[i].offset, from, image->ranges[i].bytes);
+}
+
+static void image_free(struct image *image)
+{
+    free(image->bytes);
+}
+
+/* Whether a block holds what an image does, apart from the log's dead entries and the epoch. */
+static bool image_is(const struct image *image, const struct ledger_block *block)
+{
+    const size_t epoch = offsetof(struct block_header, epoch);
+    const unsigned char *bytes = image->bytes + image->ranges[0].bytes;
+    for (int i = 1; i < RANGES; bytes += image->ranges[i++].bytes) {
+        const unsigned char *other = block->view + image->ranges[i].offset;
+        size_t skip = i == 1 ? epoch + sizeof(uint64_t) : 0;
+        if (i == 1 && memcmp(bytes, other, epoch) != 0)
+            return false;
+        if (memcmp(bytes + skip, other + skip, image->ranges[i].bytes - skip) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* Nothing is stored outside the ranges; so a copy of them is a copy of the ledger. */
+static void assert_nothing_elsewhere(const struct image *image, const struct ledger_block *block)
+{
+    for (uint64_t at = 0; at < block->bytes; at += 8) {
+        bool covered = false;
+        for (int i = 0; i < RANGES && !covered; i++) {
+            covered = at - image->ranges[i].offset < image->ranges[i].bytes;
+            if (covered)
+                at = (image->ranges[i].offset + image->ranges[i].bytes - 8) & ~7ull;
+        }
+        uint64_t word;
+        memcpy(&word, block->view + at, 8);
+        if (!covered && word != 0)
+            ck_abort_msg("a store at %llu", (unsigned long long)at);
+    }
+}
+
+/* ---- recovery ------------------------------------------------------------------------------------------------------ */
+
+static void recover(struct ledger_block *block)
+{
+    const char *why = "";
+    enum kvp_status status = kvp_ledger_open(&block->ledger, block->view, block->store, block->bytes, &why);
+    if (status != KVP_OK)
+        ck_abort_msg("recovery: %s", why);
+}
+
+/* Stop the recovery of `killed` at each of its stores; done again it must come to what `recovered` holds. */
+static uint64_t stop_recovery_everywhere(struct ledger_block *victim, const struct image *killed,
+                                         const struct image *recovered)
+{
+    volatile uint64_t points = 0;
+    for (volatile uint64_t at = 0;; at++) {
+        image_restore(killed, victim);
+        if (setjmp(stopped) == 0) {
+            watch_stores(at);
+            recover(victim);
+            unwatch_stores();
+            return points;
+        }
+        unwatch_stores();
+        recover(victim);
+        if (!image_is(recovered, victim))
+            ck_abort_msg("a recovery stopped at store %llu", (unsigned long long)at);
+        points++;
+    }
+}
+
+/* ---- programs ------------------------------------------------------------------------------------------------------ */
+
+struct bed {
+    struct ledger_block live, victim;
+    struct image before, after, killed, recovered;
+    struct naive naive;
+    uint64_t points, recovery_points;
+};
+
+struct transaction {
+    struct naive_op ops[OPS_MAX];
+    uint32_t n;
+    bool aborts;
+};
+
+static void run_again(struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct transaction *transaction)
+{
+    kvp_txn_begin(ledger);
+    for (uint32_t i = 0; i < transaction->n; i++) {
+        struct naive_op op = transaction->ops[i];
+        (void)naive_run(ledger, pool, &op);
+    }
+    if (transaction->aborts)
+        kvp_txn_abort(ledger);
+    else
+        kvp_txn_commit(ledger);
+}
+
+/* Run a random transaction beside the model. The stores that it made. */
+static uint64_t run_first(struct bed *bed, uint64_t *rng, struct transaction *ret_transaction)
+{
+    struct kvp_ledger *ledger = &bed->live.ledger;
+    struct naive before = bed->naive;
+    struct transaction made = {.n = 1 + naive_random(rng, OPS_MAX), .aborts = naive_random(rng, 12) == 0};
+    watch_stores(UINT64_MAX);
+    kvp_txn_begin(ledger);
+    for (uint32_t i = 0; i < made.n; i++) {
+        made.ops[i] = naive_choose(&bed->naive, rng);
+        enum kvp_status status = naive_run(ledger, bed->naive.pool, &made.ops[i]);
+        ck_assert_int_eq(status, naive_expect(&bed->naive, &made.ops[i]));
+        if (status != KVP_OK) {
+            made.n = i + 1;
+            made.aborts = true;
+            break;
+        }
+        struct naive_state now;
+        naive_read(ledger, bed->naive.pool, &now);
+        naive_apply(&bed->naive, &made.ops[i], &now);
+    }
+    ck_assert_uint_lt(ledger->txn_stores, LOG_ENTRIES);
+    if (made.aborts) {
+        kvp_txn_abort(ledger);
+        bed->naive = before;
+    } else {
+        kvp_txn_commit(ledger);
+    }
+    *ret_transaction = made;
+    return unwatch_stores();
+}
+
+/* The live block was left at a store: recover a copy of it. */
+static void check_killed(struct bed *bed, const struct naive_state *before, uint64_t at, bool stop_recovery)
+{
+    struct naive_state now;
+    image_save(&bed->killed, &bed->live);
+    image_restore(&bed->killed, &bed->victim);
+    recover(&bed->victim);
+    ledger_block_assert_clean(&bed->victim.ledger);
+    naive_read(&bed->victim.ledger, bed->naive.pool, &now);
+    if (!naive_same(&now, before, true))
+        ck_abort_msg("killed at store %llu", (unsigned long long)at);
+    bed->points++;
+    if (!stop_recovery)
+        return;
+    image_save(&bed->recovered, &bed->victim);
+    bed->recovery_points += stop_recovery_everywhere(&bed->victim, &bed->killed, &bed->recovered);
+}
+
+static void run_transaction(struct bed *bed, uint64_t *rng)
+{
+    struct transaction transaction;
+    struct naive_state before = bed->naive.state;
+    struct kvp_ledger handle = bed->live.ledger;
+    image_save(&bed->before, &bed->live);
+    const uint64_t total = run_first(bed, rng, &transaction);
+    struct kvp_ledger handle_after = bed->live.ledger;
+    image_save(&bed->after, &bed->live);
+    for (volatile uint64_t at = 0; at < total; at++) {
+        image_restore(&bed->before, &bed->live);
+        bed->live.ledger = handle;
+        if (setjmp(stopped) == 0) {
+            watch_stores(at);
+            run_again(&bed->live.ledger, bed->naive.pool, &transaction);
+            ck_abort_msg("a transaction made fewer stores when it was run again");
+        }
+        unwatch_stores();
+        check_killed(bed, &before, at, (at + total) % 3 == 0);
+    }
+    image_restore(&bed->after, &bed->live);
+    bed->live.ledger = handle_after;
+    struct naive_state now;
+    naive_read(&bed->live.ledger, bed->naive.pool, &now);
+    ck_assert(naive_same(&now, &bed->naive.state, true));
+    image_restore(&bed->after, &bed->victim);
+    recover(&bed->victim);
+    naive_read(&bed->victim.ledger, bed->naive.pool, &now);
+    ck_assert(naive_same(&now, &bed->naive.state, true));
+}
+
+START_TEST(a_kill_at_any_store_leaves_the_state_before_or_after_the_transaction)
+{
+    static struct bed bed;
+    uint64_t rng = first_seed + (uint64_t)_i;
+    ledger_block_open(&bed.live, kvp_ledger_root_bytes() + (1u << 20));
+    ledger_block_map(&bed.victim, bed.live.bytes);
+    naive_start(&bed.naive, &bed.live.ledger, &rng);
+    struct kvp_pool_view view;
+    ck_assert_int_eq(kvp_pool_get(&bed.live.ledger, bed.naive.pool, &view), KVP_OK);
+    struct image *images[] = {&bed.before, &bed.after, &bed.killed, &bed.recovered};
+    for (int i = 0; i < 4; i++)
+        image_make(images[i], view.extent_bytes);
+    for (int i = 0; i < WARM_UP; i++) {
+        struct transaction transaction;
+        run_first(&bed, &rng, &transaction);
+    }
+    for (int i = 0; i < TRANSACTIONS; i++)
+        run_transaction(&bed, &rng);
+    assert_nothing_elsewhere(&bed.before, &bed.live);
+    printf("seed %llu: %llu points, %llu in recoveries\n", (unsigned long long)first_seed + (unsigned)_i,
+           (unsigned long long)bed.points, (unsigned long long)bed.recovery_points);
+    for (int i = 0; i < 4; i++)
+        image_free(images[i]);
+    ledger_block_close(&bed.live);
+    ledger_block_close(&bed.victim);
+}
+END_TEST
+
+/* ---- what the programs do not do ------------------------------------------------------------------------------------- */
+
+START_TEST(a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not)
+{
+    struct ledger_block block;
+    struct kvp_pool_spec spec = {.geometry = {8, 4, 0, 4, 4}, .name = "pool", .blob = "spec bytes", .blob_bytes = 10};
+    struct kvp_pool_id pool = {0};
+    struct kvp_pool_view view;
+    ledger_block_open(&block, kvp_ledger_root_bytes() + (1u << 20));
+    for (volatile uint64_t at = 0; pool.generation == 0; at++) {
+        if (setjmp(stopped) == 0) {
+            watch_stores(at);
+            kvp_txn_begin(&block.ledger);
+            ck_assert_int_eq(kvp_pool_create(&block.ledger, &spec, &pool), KVP_OK);
+            kvp_txn_commit(&block.ledger);
+            unwatch_stores();
+            continue;
+        }
+        pool = (struct kvp_pool_id){0};
+        unwatch_stores();
+        recover(&block);
+        ledger_block_assert_clean(&block.ledger);
+        ck_assert_int_eq(kvp_pool_at(&block.ledger, 0, &view), KVP_ENOENT);
+    }
+    for (volatile bool done = false, first = true; !done; first = false) {
+        if (setjmp(stopped) == 0) {
+            watch_stores(first ? 3 : UINT64_MAX);
+            kvp_txn_begin(&block.ledger);
+            ck_assert_int_eq(kvp_pool_delete(&block.ledger, pool), KVP_OK);
+            kvp_txn_commit(&block.ledger);
+            done = true;
+        }
+        unwatch_stores();
+        recover(&block);
+        ledger_block_assert_clean(&block.ledger);
+        ck_assert_int_eq(kvp_pool_get(&block.ledger, pool, &view), done ? KVP_ENOENT : KVP_OK);
+    }
+    ledger_block_close(&block);
+}
+END_TEST
+
+START_TEST(a_kill_while_a_ledger_is_formatted_leaves_none_or_a_whole_one)
+{
+    struct kvp_uuid instance = {{1}};
+    volatile bool done = false;
+    for (volatile uint64_t at = 0; !done; at++) {
+        struct ledger_block block;
+        const char *why;
+        ledger_block_map(&block, kvp_ledger_root_bytes());
+        if (setjmp(stopped) == 0) {
+            watch_stores(at);
+            ck_assert_int_eq(kvp_ledger_format(&block.ledger, block.view, block.store, block.bytes, instance), KVP_OK);
+            done = true;
+        }
+        unwatch_stores();
+        enum kvp_status status = kvp_ledger_open(&block.ledger, block.view, block.store, block.bytes, &why);
+        ck_assert_int_eq(status, done ? KVP_OK : KVP_ECORRUPT);
+        ledger_block_close(&block);
+    }
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    first_seed = (uint64_t)time(NULL) * 1000003u;
+    for (int i = 1; i + 1 < argc; i += 2) {
+        if (strcmp(argv[i], "--seed") == 0)
+            first_seed = strtoull(argv[i + 1], NULL, 0);
+        if (strcmp(argv[i], "--programs") == 0)
+            programs = (unsigned)strtoul(argv[i + 1], NULL, 0);
+    }
+    printf("%u programs from seed %llu on\n", programs, (unsigned long long)first_seed);
+    fflush(stdout);
+    Suite *suite = suite_create("crash_points");
+    TCase *tcase = tcase_create("points");
+    tcase_set_timeout(tcase, 600);
+    tcase_add_test(tcase, a_kill_while_a_ledger_is_formatted_leaves_none_or_a_whole_one);
+    tcase_add_test(tcase, a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not);
+    tcase_add_loop_test(tcase, a_kill_at_any_store_leaves_the_state_before_or_after_the_transaction, 0, (int)programs);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
