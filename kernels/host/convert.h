@@ -9,7 +9,8 @@
  *   e4m3    4, bias 7   3       448       2^-9           0x7f
  *   e5m2    5, bias 15  2       57344     2^-16          0x7f
  *
- * Saturating: what is over the largest finite number, infinities included, becomes it with its sign; a NaN stays a NaN.
+ * To fp8, what is over the largest finite number, infinities included, becomes it with its sign; any NaN becomes
+ * the positive one of all ones, as a GPU makes it.
  */
 #ifndef KVP_HOST_CONVERT_H
 #define KVP_HOST_CONVERT_H
@@ -61,8 +62,7 @@ KVP_INLINE uint8_t kvp_fp8_of_float(float value, int drop, uint32_t rebias, floa
     normal -= rebias << (23 - drop);
     uint32_t subnormal = kvp_bits_of_float(kvp_float_of_bits(capped) + magic) - kvp_bits_of_float(magic);
     uint32_t result = capped < kvp_bits_of_float(least_normal) ? subnormal : normal;
-    result = nan ? 0x7f : result;
-    return (uint8_t)(result | sign);
+    return (uint8_t)(nan ? 0x7f : result | sign);
 }
 
 KVP_INLINE uint8_t kvp_e4m3_of_float(float value)
@@ -81,13 +81,18 @@ KVP_INLINE float kvp_float_of_e4m3(uint8_t value)
 {
     uint32_t magnitude = value & 0x7f;
     uint32_t bits = kvp_bits_of_float(kvp_float_of_bits(magnitude << 20) * 0x1p120f);
-    bits = magnitude == 0x7f ? 0x7fc00000u : bits;
+    bits = magnitude == 0x7f ? 0x7fffffffu : bits;
     return kvp_float_of_bits(bits | (uint32_t)(value & 0x80) << 24);
 }
 
 KVP_INLINE float kvp_float_of_e5m2(uint8_t value)
 {
     return kvp_float_of_half((uint16_t)(value << 8));
+}
+
+KVP_INLINE float kvp_canonical_nan(float value)
+{
+    return value != value ? kvp_float_of_bits(0x7fffffffu) : value;
 }
 
 /* As above, with infinities in place of saturation. */
@@ -100,8 +105,7 @@ KVP_INLINE uint16_t kvp_half_of_float(float value)
     uint32_t normal = ((capped + 0xfff + (capped >> 13 & 1)) >> 13) - (112u << 10);
     uint32_t subnormal = kvp_bits_of_float(kvp_float_of_bits(capped) + 0.5f) - kvp_bits_of_float(0.5f);
     uint32_t result = capped < kvp_bits_of_float(0x1p-14f) ? subnormal : normal;
-    result = magnitude > 0x7f800000u ? 0x7fff : result;
-    return (uint16_t)(result | (bits >> 16 & 0x8000));
+    return (uint16_t)(magnitude > 0x7f800000u ? 0x7fff : result | (bits >> 16 & 0x8000));
 }
 
 KVP_INLINE uint16_t kvp_bfloat_of_float(float value)

@@ -283,12 +283,12 @@ static void fill(struct step *step, int threads)
     if (args->ret_kv_indices != NULL) {
         int64_t entries = sums->page_sum < args->kv_capacity ? sums->page_sum : args->kv_capacity;
         if (sums->page_sum > args->kv_capacity)
-            kvp_report(args->errors, KVP_BAD_CAPACITY, args->batch, sums->page_sum);
+            kvp_report(args->errors, KVP_BAD_CAPACITY, 0, sums->page_sum);
         kvp_host_parallel(threads, (uint64_t)entries, 1024, (uint64_t)entries * 16, fill_pages, step);
     }
     if (args->ret_batch_indices != NULL || args->ret_positions != NULL || args->ret_slot_mapping != NULL) {
         if (sums->listed_sum > args->nnz)
-            kvp_report(args->errors, KVP_BAD_CAPACITY, args->batch, sums->listed_sum);
+            kvp_report(args->errors, KVP_BAD_CAPACITY, 0, sums->listed_sum);
         kvp_host_parallel(threads, (uint64_t)args->nnz, 1024, (uint64_t)args->nnz * 24, fill_tokens, step);
     }
 }

@@ -34,7 +34,7 @@ KVP_INLINE float load_bf16(const void *row, uint64_t i)
 
 KVP_INLINE void store_f32(void *row, uint64_t i, float value)
 {
-    ((float *)row)[i] = value;
+    ((float *)row)[i] = kvp_canonical_nan(value);
 }
 
 KVP_INLINE void store_f16(void *row, uint64_t i, float value)
