@@ -213,9 +213,9 @@ static void limit_reached(uv_timer_t *timer)
     (void)timer; /* on_check sees that it is not active any more */
 }
 
-static void on_check(uv_check_t *check)
+/* Further, as far as it goes. */
+static void end_step(struct kvp_shell *shell)
 {
-    struct kvp_shell *shell = check->data;
     bool expired = !uv_is_active((uv_handle_t *)&shell->limit);
 
     if (shell->phase == PHASE_DRAINING) {
@@ -234,9 +234,17 @@ static void on_check(uv_check_t *check)
         uv_stop(&shell->loop);
 }
 
+static void on_check(uv_check_t *check)
+{
+    end_step(check->data);
+}
+
 static void rpc_stopped(void *arg)
 {
-    ((struct kvp_shell *)arg)->rpc = NULL;
+    struct kvp_shell *shell = arg;
+
+    shell->rpc = NULL;
+    end_step(shell); /* this comes behind the loop's checks, which would be the last event for a while */
 }
 
 static void on_signal(uv_signal_t *signal, int number)
@@ -477,6 +485,7 @@ void kvp_shell_close(struct kvp_shell *shell)
 {
     bool whole = shell->rpc == NULL;
 
+    uv_check_stop(&shell->after_events);
     if (whole && shell->core != NULL)
         kvp_core_destroy(shell->core);
     if (shell->door != NULL)
@@ -493,7 +502,6 @@ void kvp_shell_close(struct kvp_shell *shell)
         _exit(0);
     }
     kvp_later_close(&shell->later);
-    uv_run(&shell->loop, UV_RUN_NOWAIT);
     uv_walk(&shell->loop, close_handle, NULL);
     uv_run(&shell->loop, UV_RUN_DEFAULT);
     uv_loop_close(&shell->loop);
