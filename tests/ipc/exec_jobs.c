@@ -1,0 +1,744 @@
+/**
+ * kvpool-exec's jobs on the host backend, against a naive reference over every byte of the slab: append inline and from
+ * buffers, copies, index results, order between sessions, and all that must be refused.
+ */
+#include "exec_peer.h"
+
+#include <check.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define JOB     KVPOOL__V1__METHOD__METHOD_EXEC_JOB
+#define SESSION 77
+
+static struct exec_peer peer;
+static uint64_t seed;
+
+static const struct exec_shape plain = {"plain", 64, 16, 2, 4, 64, 64, KVP_DTYPE_F16,
+                                        KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false};
+
+static void setup(void)
+{
+    const char *given = getenv("KVPOOL_TEST_SEED");
+
+    seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)getpid();
+    printf("seed %llu\n", (unsigned long long)seed);
+    exec_peer_start(&peer, "host");
+    ck_assert_int_eq(exec_peer_hello(&peer, "host"), KVP_OK);
+}
+
+static void teardown(void)
+{
+    ck_assert_int_eq(exec_peer_end(&peer), 0);
+}
+
+static void make_pool(struct exec_pool *pool, const struct exec_shape *shape)
+{
+    exec_pool_make(pool, 1, shape);
+    exec_pool_create(pool, &peer);
+}
+
+static void check_slab(const struct exec_pool *pool, const char *what)
+{
+    if (memcmp(pool->slab, pool->want, pool->slab_bytes) == 0)
+        return;
+    for (uint64_t i = 0; i < pool->slab_bytes; i++) /* which it is */
+        ck_assert_msg(pool->slab[i] == pool->want[i], "%s: byte %llu of the slab is not what it must be", what,
+                      (unsigned long long)i);
+}
+
+static enum kvp_status do_job(const Kvpool__V1__ExecJobRequest *job)
+{
+    return exec_peer_status(&peer, JOB, &job->base, NULL, 0);
+}
+
+static void import_buffer(int fd, uint32_t buffer, uint64_t offset, uint64_t bytes, enum kvp_status want)
+{
+    Kvpool__V1__ExecBufferImportRequest import = KVPOOL__V1__EXEC_BUFFER_IMPORT_REQUEST__INIT;
+
+    import.session_id = SESSION;
+    import.buffer = buffer;
+    import.device = "host";
+    import.offset = offset;
+    import.bytes = bytes;
+    ck_assert_int_eq(
+        exec_peer_status(&peer, KVPOOL__V1__METHOD__METHOD_EXEC_BUFFER_IMPORT, &import.base, &fd, 1), want);
+}
+
+static const struct exec_shape shapes[] = {
+    {"nhd by layer", 48, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
+    {"hnd by layer", 48, 16, 2, 4, 64, 64, KVP_DTYPE_BF16, KVP_ORDER_HND, KVP_PLACEMENT_LAYER, false, false, false},
+    {"nhd by page", 48, 8, 3, 2, 96, 96, KVP_DTYPE_F32, KVP_ORDER_NHD, KVP_PLACEMENT_PAGE, false, false, false},
+    {"hnd by page", 48, 8, 3, 2, 32, 32, KVP_DTYPE_FP8_E4M3, KVP_ORDER_HND, KVP_PLACEMENT_PAGE, false, false, false},
+    {"joined", 48, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, true, false, false},
+    {"v narrower", 48, 16, 2, 3, 96, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
+    {"odd dims", 40, 5, 2, 3, 7, 13, KVP_DTYPE_U8, KVP_ORDER_HND, KVP_PLACEMENT_PAGE, false, false, false},
+    {"one token a page", 64, 1, 1, 1, 8, 8, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
+    {"mla apart", 48, 16, 2, 1, 512, 64, KVP_DTYPE_BF16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, true, false},
+    {"mla joined", 48, 16, 2, 1, 512, 64, KVP_DTYPE_BF16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, true, true, false},
+    {"mla by page", 48, 16, 3, 1, 160, 48, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_PAGE, false, true, false},
+};
+
+/* ---- append -------------------------------------------------------------------------------------------------------- */
+
+START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout)
+{
+    static struct exec_batch batch;
+    struct exec_pool pool;
+
+    make_pool(&pool, &shapes[_i]);
+    for (unsigned i = 0; i < 8; i++) {
+        exec_batch_make(&batch, &pool, i + 1, SESSION, 1 + i % 5, &seed);
+        batch.job.done_timeline = 16 * 3;
+        batch.job.done_value = i + 1;
+        if (batch.nnz == 0)
+            batch.job.inline_.len = 0;
+        ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+        ck_assert_uint_eq(pool.timelines[16 * 3].value, i + 1);
+        exec_batch_want(&batch, &pool, batch.bytes);
+        check_slab(&pool, shapes[_i].name);
+        exec_batch_free(&batch);
+    }
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(append_takes_strided_slices_of_a_registered_buffer)
+{
+    static struct exec_batch batch;
+    struct exec_pool pool;
+    unsigned char *at;
+    void *mapped;
+
+    make_pool(&pool, &shapes[_i]);
+    for (unsigned i = 0; i < 4; i++) {
+        uint64_t bytes, offset = 4096 * i + 48;
+        int fd;
+
+        do {
+            exec_batch_make(&batch, &pool, i + 1, SESSION, 1 + i, &seed);
+        } while (batch.nnz == 0);
+        bytes = exec_batch_interleave(&batch, &pool, 24 * i);
+        fd = exec_memfd(offset + bytes, &mapped);
+        at = mapped;
+        for (uint64_t b = 0; b < bytes; b++)
+            at[offset + b] = (unsigned char)exec_random(&seed);
+        import_buffer(fd, i + 1, offset, bytes, KVP_OK);
+        batch.job.inline_.len = 0;
+        batch.job.buffer = i + 1;
+        ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+        exec_batch_want(&batch, &pool, at + offset);
+        check_slab(&pool, shapes[_i].name);
+        munmap(mapped, offset + bytes);
+        close(fd);
+        exec_batch_free(&batch);
+    }
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(append_takes_a_source_with_heads_outside_tokens)
+{
+    static struct exec_batch batch;
+    struct exec_pool pool;
+
+    make_pool(&pool, &shapes[_i]);
+    do {
+        exec_batch_make(&batch, &pool, 1, SESSION, 3, &seed);
+    } while (batch.nnz == 0);
+    for (uint32_t p = 0; p < pool.layout.n_planes; p++) { /* [heads, nnz, dim], as many bytes as [nnz, heads, dim] */
+        batch.token_strides[p] = batch.head_strides[p];
+        batch.head_strides[p] *= batch.nnz;
+    }
+    batch.job.n_plane_offsets = batch.job.n_token_strides = batch.job.n_head_strides = pool.layout.n_planes;
+    batch.job.plane_offsets = batch.offsets;
+    batch.job.token_strides = batch.token_strides;
+    batch.job.head_strides = batch.head_strides;
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    exec_batch_want(&batch, &pool, batch.bytes);
+    check_slab(&pool, shapes[_i].name);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(append_larger_than_a_datagram_travels_in_a_memfd)
+{
+    static struct exec_batch batch;
+    struct exec_pool pool;
+    struct exec_shape shape = plain;
+
+    shape.pages = 256;
+    make_pool(&pool, &shape);
+    do {
+        exec_batch_make(&batch, &pool, 1, SESSION, 1, &seed);
+    } while (batch.n_bytes < 4 * KVP_DATAGRAM_BYTES_MAX);
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    exec_batch_want(&batch, &pool, batch.bytes);
+    check_slab(&pool, "large");
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(copies_come_before_the_append_and_in_their_order)
+{
+    uint32_t sources[] = {1, 2, 3, 9}, destinations[] = {2, 3, 4, 1}, tokens[] = {16, 7, 5, 16};
+    static struct exec_batch batch;
+    struct exec_pool pool;
+
+    make_pool(&pool, &plain);
+    exec_batch_make(&batch, &pool, 1, SESSION, 1, &seed);
+    batch.tokens[0] = 16 * 12; /* pages 0..11 get bytes of their own */
+    batch.start[0] = 0;
+    batch.indptr[1] = 12;
+    for (int32_t i = 0; i < 12; i++)
+        batch.indices[i] = i;
+    batch.nnz = batch.tokens[0];
+    free(batch.bytes);
+    batch.n_bytes = 0;
+    for (uint32_t p = 0; p < pool.layout.n_planes; p++) {
+        batch.offsets[p] = batch.n_bytes;
+        batch.n_bytes += batch.nnz * batch.token_strides[p];
+    }
+    batch.bytes = malloc(batch.n_bytes);
+    ck_assert_ptr_nonnull(batch.bytes);
+    for (uint64_t i = 0; i < batch.n_bytes; i++)
+        batch.bytes[i] = (unsigned char)exec_random(&seed);
+    batch.job.n_kv_indices = 12;
+    batch.job.inline_.data = batch.bytes;
+    batch.job.inline_.len = batch.n_bytes;
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    exec_batch_want(&batch, &pool, batch.bytes);
+
+    /* a chain 1 → 2 → 3 → 4, then 9 → 1; and two tokens behind the seven that were copied to page 3 */
+    batch.job.job = 2;
+    batch.job.n_copy_sources = batch.job.n_copy_destinations = batch.job.n_copy_tokens = 4;
+    batch.job.copy_sources = sources;
+    batch.job.copy_destinations = destinations;
+    batch.job.copy_tokens = tokens;
+    batch.start[0] = 7;
+    batch.tokens[0] = batch.nnz = 2;
+    batch.indptr[1] = 1;
+    batch.indices[0] = 3;
+    batch.job.n_kv_indices = 1;
+    batch.job.inline_.len = 0;
+    for (uint32_t p = 0; p < pool.layout.n_planes; p++) {
+        batch.offsets[p] = batch.job.inline_.len;
+        batch.job.inline_.len += 2 * batch.token_strides[p];
+    }
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    for (unsigned i = 0; i < 4; i++)
+        exec_pool_want_copy(&pool, sources[i], destinations[i], tokens[i]);
+    exec_batch_want(&batch, &pool, batch.bytes);
+    check_slab(&pool, "copies, then the append");
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+/* ---- index --------------------------------------------------------------------------------------------------------- */
+
+START_TEST(index_results_in_a_buffer_are_those_of_the_definition)
+{
+    enum { BYTES = 1 << 20 };
+    static struct exec_batch batch;
+    uint64_t offsets[7];
+    struct exec_pool pool;
+    unsigned char *at;
+    uint32_t j = 0, pages = 0;
+    void *mapped;
+    int fd = exec_memfd(BYTES, &mapped);
+
+    at = mapped;
+    memset(at, 0xee, BYTES);
+    make_pool(&pool, &plain);
+    import_buffer(fd, 5, 0, BYTES, KVP_OK);
+    exec_batch_make(&batch, &pool, 1, SESSION, 7, &seed);
+    for (unsigned k = 0; k < 7; k++)
+        offsets[k] = 65536 * (k + 1);
+    batch.job.kind = KVPOOL__V1__JOB_KIND__JOB_INDEX;
+    batch.job.inline_.len = 0;
+    batch.job.buffer = 5;
+    batch.job.n_output_offsets = 7;
+    batch.job.output_offsets = offsets;
+    batch.job.wanted = 127;
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    for (uint32_t b = 0; b < batch.batch; b++) {
+        uint32_t after = batch.start[b] + batch.tokens[b], n = (after + 15) / 16;
+        const int32_t *row = batch.indices + batch.indptr[b];
+
+        for (uint32_t t = 0; t < batch.tokens[b]; t++, j++) {
+            uint32_t position = batch.start[b] + t;
+
+            ck_assert_int_eq(((int32_t *)(at + offsets[0]))[j], (int32_t)b);
+            ck_assert_int_eq(((int32_t *)(at + offsets[1]))[j], (int32_t)position);
+            ck_assert_int_eq(((int64_t *)(at + offsets[2]))[j], row[position / 16] * 16 + (int)(position % 16));
+        }
+        ck_assert_int_eq(((int32_t *)(at + offsets[3]))[b], (int32_t)pages);
+        for (uint32_t i = 0; i < n; i++)
+            ck_assert_int_eq(((int32_t *)(at + offsets[4]))[pages + i], row[i]);
+        pages += n;
+        ck_assert_int_eq(((int32_t *)(at + offsets[3]))[b + 1], (int32_t)pages);
+        ck_assert_int_eq(((int32_t *)(at + offsets[5]))[b], (int32_t)(n > 0 ? after - (n - 1) * 16 : 0));
+        ck_assert_int_eq(((int32_t *)(at + offsets[6]))[b], (int32_t)after);
+    }
+    ck_assert_uint_eq(at[offsets[0] + 4 * j], 0xee); /* nothing behind the last */
+    ck_assert_uint_eq(at[offsets[4] + 4 * pages], 0xee);
+    ck_assert_uint_eq(at[offsets[6] + 4 * batch.batch], 0xee);
+    ck_assert_uint_eq(at[65535], 0xee);
+    munmap(mapped, BYTES);
+    close(fd);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(an_output_that_is_not_wanted_is_not_written)
+{
+    static struct exec_batch batch;
+    uint64_t offsets[7] = {0, 1024, 2048, 3072, 0, 0, 0};
+    unsigned char untouched[1024];
+    struct exec_pool pool;
+    void *at;
+    int fd = exec_memfd(8192, &at);
+
+    memset(at, 0xee, 8192);
+    memset(untouched, 0xee, sizeof(untouched));
+    make_pool(&pool, &plain);
+    import_buffer(fd, 1, 0, 8192, KVP_OK);
+    exec_batch_make(&batch, &pool, 1, SESSION, 1, &seed);
+    batch.start[0] = 0;
+    batch.tokens[0] = 5;
+    batch.job.kind = KVPOOL__V1__JOB_KIND__JOB_INDEX;
+    batch.job.inline_.len = 0;
+    batch.job.buffer = 1;
+    batch.job.n_output_offsets = 7;
+    batch.job.output_offsets = offsets;
+    batch.job.wanted = 2; /* positions alone */
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    ck_assert_mem_eq(at, untouched, 1024);
+    for (int32_t i = 0; i < 5; i++)
+        ck_assert_int_eq(((int32_t *)at)[256 + i], i);
+    ck_assert_mem_eq((unsigned char *)at + 2048, untouched, 1024);
+    munmap(at, 8192);
+    close(fd);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(a_buffer_that_can_only_be_read_is_a_source_and_no_target)
+{
+    static struct exec_batch batch;
+    uint64_t offsets[7] = {0};
+    struct exec_pool pool;
+    char path[64];
+    void *at;
+    int fd, reader;
+
+    make_pool(&pool, &plain);
+    do {
+        exec_batch_make(&batch, &pool, 1, SESSION, 2, &seed);
+    } while (batch.nnz == 0);
+    fd = exec_memfd(batch.n_bytes, &at);
+    memcpy(at, batch.bytes, batch.n_bytes);
+    ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    reader = open(path, O_RDONLY | O_CLOEXEC);
+    ck_assert_int_ge(reader, 0);
+    import_buffer(reader, 1, 0, batch.n_bytes, KVP_OK);
+    batch.job.inline_.len = 0;
+    batch.job.buffer = 1;
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    exec_batch_want(&batch, &pool, batch.bytes);
+    check_slab(&pool, "read-only source");
+    batch.job.job = 2;
+    batch.job.kind = KVPOOL__V1__JOB_KIND__JOB_INDEX;
+    batch.job.n_output_offsets = 7;
+    batch.job.output_offsets = offsets;
+    batch.job.wanted = 1;
+    ck_assert_int_eq(do_job(&batch.job), KVP_EINVAL);
+    ck_assert_mem_eq(at, batch.bytes, batch.n_bytes);
+    munmap(at, batch.n_bytes);
+    close(fd);
+    close(reader);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+/* ---- order --------------------------------------------------------------------------------------------------------- */
+
+START_TEST(a_job_that_waits_for_a_value_holds_up_no_other_session)
+{
+    static struct exec_batch waits, passes;
+    struct exec_pool pool;
+    struct exec_answer answer;
+    uint64_t first, second;
+
+    make_pool(&pool, &plain);
+    exec_batch_make(&waits, &pool, 1, SESSION, 1, &seed);
+    exec_batch_make(&passes, &pool, 2, SESSION + 1, 1, &seed);
+    waits.job.wait_timeline = passes.job.done_timeline = 33;
+    waits.job.wait_value = 10;
+    passes.job.done_timeline = 16;
+    passes.job.done_value = 4;
+    waits.tokens[0] = passes.tokens[0] = 0;
+    waits.job.inline_.len = passes.job.inline_.len = 0;
+    __atomic_store_n(&pool.timelines[33].value, 9, __ATOMIC_RELEASE);
+    first = exec_peer_send(&peer, JOB, &waits.job.base, NULL, 0);
+    for (unsigned i = 0; i < 50; i++) {
+        passes.job.job = 100 + i;
+        second = exec_peer_send(&peer, JOB, &passes.job.base, NULL, 0);
+        answer = exec_peer_next(&peer);
+        ck_assert_uint_eq(answer.tag, second);
+        ck_assert_int_eq(answer.status, KVP_OK);
+        exec_answer_free(&answer);
+    }
+    ck_assert(exec_peer_quiet(&peer));
+    ck_assert_uint_eq(pool.timelines[16].value, 4);
+    __atomic_store_n(&pool.timelines[33].value, 10, __ATOMIC_RELEASE);
+    answer = exec_peer_next(&peer);
+    ck_assert_uint_eq(answer.tag, first);
+    ck_assert_int_eq(answer.status, KVP_OK);
+    exec_answer_free(&answer);
+    exec_batch_free(&waits);
+    exec_batch_free(&passes);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(sixty_four_sessions_that_wait_hold_up_no_other)
+{
+    enum { WAITERS = 64 };
+    Kvpool__V1__ExecJobRequest job = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
+    struct exec_answer answer;
+    struct exec_pool pool;
+    uint64_t tag;
+
+    make_pool(&pool, &plain);
+    job.kind = KVPOOL__V1__JOB_KIND__JOB_COPY;
+    job.pool_id = pool.id;
+    for (unsigned i = 0; i < WAITERS; i++) {
+        job.job = i + 1;
+        job.session_id = 1000 + i;
+        job.wait_timeline = i;
+        job.wait_value = 1;
+        exec_peer_send(&peer, JOB, &job.base, NULL, 0);
+    }
+    job.job = 500;
+    job.session_id = 5;
+    job.wait_value = 0;
+    tag = exec_peer_send(&peer, JOB, &job.base, NULL, 0);
+    answer = exec_peer_next(&peer);
+    ck_assert_uint_eq(answer.tag, tag);
+    exec_answer_free(&answer);
+    for (unsigned i = WAITERS; i-- > 0;) { /* released backwards, answered backwards */
+        __atomic_store_n(&pool.timelines[i].value, 1, __ATOMIC_RELEASE);
+        answer = exec_peer_next(&peer);
+        ck_assert_int_eq(answer.status, KVP_OK);
+        ck_assert_uint_eq(((const Kvpool__V1__ExecJobReply *)answer.body)->job, i + 1);
+        exec_answer_free(&answer);
+    }
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(jobs_of_one_session_run_in_the_order_in_which_they_came)
+{
+    Kvpool__V1__ExecJobRequest job = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
+    uint32_t source, destination, tokens = 16;
+    struct exec_pool pool;
+
+    make_pool(&pool, &plain);
+    for (uint64_t i = 0; i < pool.places[0].page_stride; i++) /* page 0 of plane 0 travels along all the others */
+        pool.slab[pool.places[0].offset + i] = pool.want[pool.places[0].offset + i] = (unsigned char)(i * 7 + 1);
+    job.kind = KVPOOL__V1__JOB_KIND__JOB_COPY;
+    job.session_id = SESSION;
+    job.pool_id = pool.id;
+    job.n_copy_sources = job.n_copy_destinations = job.n_copy_tokens = 1;
+    job.copy_sources = &source;
+    job.copy_destinations = &destination;
+    job.copy_tokens = &tokens;
+    for (source = 0, destination = 1; destination < 64; source++, destination++) {
+        job.job = destination;
+        exec_peer_send(&peer, JOB, &job.base, NULL, 0);
+    }
+    for (uint64_t i = 1; i < 64; i++) {
+        struct exec_answer answer = exec_peer_next(&peer);
+
+        ck_assert_int_eq(answer.status, KVP_OK);
+        ck_assert_uint_eq(((const Kvpool__V1__ExecJobReply *)answer.body)->job, i);
+        exec_answer_free(&answer);
+        exec_pool_want_copy(&pool, (uint32_t)i - 1, (uint32_t)i, 16);
+    }
+    check_slab(&pool, "a chain of jobs");
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(a_wait_that_the_daemon_ended_for_its_dead_owner_fails_the_job)
+{
+    static struct exec_batch batch;
+    struct exec_answer answer;
+    struct exec_pool pool;
+
+    make_pool(&pool, &plain);
+    do {
+        exec_batch_make(&batch, &pool, 1, SESSION, 1, &seed);
+    } while (batch.nnz == 0);
+    batch.job.wait_timeline = 40;
+    batch.job.wait_value = 3;
+    batch.job.done_timeline = 32;
+    batch.job.done_value = 1;
+    exec_peer_send(&peer, JOB, &batch.job.base, NULL, 0);
+    __atomic_store_n(&pool.timelines[40].error, (uint64_t)-KVP_ESESSION, __ATOMIC_RELEASE);
+    __atomic_store_n(&pool.timelines[40].value, 3, __ATOMIC_RELEASE);
+    answer = exec_peer_next(&peer);
+    ck_assert_int_eq(answer.status, KVP_ESESSION);
+    exec_answer_free(&answer);
+    ck_assert_uint_eq(pool.timelines[32].value, 0);
+    check_slab(&pool, "nothing is written");
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(dropping_a_slab_ends_the_jobs_that_wait_on_it)
+{
+    Kvpool__V1__ExecSlabDropRequest drop = KVPOOL__V1__EXEC_SLAB_DROP_REQUEST__INIT;
+    Kvpool__V1__ExecJobRequest job = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
+    struct exec_answer answer;
+    struct exec_pool pool;
+    unsigned lost = 0;
+
+    make_pool(&pool, &plain);
+    job.kind = KVPOOL__V1__JOB_KIND__JOB_COPY;
+    job.session_id = SESSION;
+    job.pool_id = drop.pool_id = pool.id;
+    job.wait_value = 1;
+    for (job.job = 1; job.job <= 3; job.job++)
+        exec_peer_send(&peer, JOB, &job.base, NULL, 0);
+    exec_peer_send(&peer, KVPOOL__V1__METHOD__METHOD_EXEC_SLAB_DROP, &drop.base, NULL, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        answer = exec_peer_next(&peer);
+        lost += answer.status == KVP_ELOST;
+        exec_answer_free(&answer);
+    }
+    ck_assert_uint_eq(lost, 3);
+    job.wait_value = 0;
+    ck_assert_int_eq(do_job(&job), KVP_ENOENT);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(a_job_asked_for_again_is_answered_and_not_run_again)
+{
+    static struct exec_batch batch;
+    Kvpool__V1__ExecJobRequest ask = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
+    struct exec_answer answer;
+    struct exec_pool pool;
+    uint64_t again;
+
+    make_pool(&pool, &plain);
+    do {
+        exec_batch_make(&batch, &pool, 9, SESSION, 1, &seed);
+    } while (batch.nnz == 0);
+    batch.job.wait_value = 1;
+    exec_peer_send(&peer, JOB, &batch.job.base, NULL, 0);
+    again = exec_peer_send(&peer, JOB, &batch.job.base, NULL, 0); /* while it is open: this one is answered */
+    ck_assert_int_eq(exec_peer_hello(&peer, "host"), KVP_OK); /* so both have been taken */
+    __atomic_store_n(&pool.timelines[0].value, 1, __ATOMIC_RELEASE);
+    answer = exec_peer_next(&peer);
+    ck_assert_uint_eq(answer.tag, again);
+    ck_assert_int_eq(answer.status, KVP_OK);
+    exec_answer_free(&answer);
+    memset(pool.slab, 0, pool.slab_bytes); /* `want` too is still all zero */
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    check_slab(&pool, "answered from memory");
+    ask.job = 9;
+    ck_assert_int_eq(do_job(&ask), KVP_OK);
+    ask.job = 10;
+    ck_assert_int_eq(do_job(&ask), KVP_ENOENT);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+/* ---- what must be refused ------------------------------------------------------------------------------------------ */
+
+static void bad_pool(Kvpool__V1__ExecJobRequest *r) { r->pool_id = 99; }
+static void bad_rank(Kvpool__V1__ExecJobRequest *r) { r->rank = 1; }
+static void bad_kind(Kvpool__V1__ExecJobRequest *r) { r->kind = (Kvpool__V1__JobKind)17; }
+static void page_too_high(Kvpool__V1__ExecJobRequest *r) { r->kv_indices[0] = 64; }
+static void page_negative(Kvpool__V1__ExecJobRequest *r) { r->kv_indices[0] = -1; }
+static void row_ends_missing(Kvpool__V1__ExecJobRequest *r) { r->n_kv_indptr--; }
+static void row_ends_falling(Kvpool__V1__ExecJobRequest *r) { r->kv_indptr[1] = INT32_MAX; }
+static void row_start_not_zero(Kvpool__V1__ExecJobRequest *r) { r->kv_indptr[0] = -5; }
+static void pages_missing(Kvpool__V1__ExecJobRequest *r) { r->n_kv_indices--; }
+static void starts_missing(Kvpool__V1__ExecJobRequest *r) { r->n_start--; }
+static void tokens_over_the_row(Kvpool__V1__ExecJobRequest *r) { r->start[0] = 16 * 64; }
+static void tokens_wrap(Kvpool__V1__ExecJobRequest *r) { r->start[0] = UINT32_MAX; }
+static void inline_short(Kvpool__V1__ExecJobRequest *r) { r->inline_.len--; }
+static void inline_and_buffer(Kvpool__V1__ExecJobRequest *r) { r->buffer = 1; }
+static void no_source(Kvpool__V1__ExecJobRequest *r) { r->inline_.len = 0; }
+static void no_such_buffer(Kvpool__V1__ExecJobRequest *r) { r->inline_.len = 0, r->buffer = 3; }
+static void wait_out_of_range(Kvpool__V1__ExecJobRequest *r) { r->wait_timeline = 4096, r->wait_value = 1; }
+static void done_out_of_range(Kvpool__V1__ExecJobRequest *r) { r->done_timeline = UINT32_MAX, r->done_value = 1; }
+
+static uint64_t many[4] = {1ull << 63, UINT64_MAX, 0, 0};
+static void offset_wraps(Kvpool__V1__ExecJobRequest *r) { r->n_plane_offsets = 4, r->plane_offsets = many; }
+static void too_few_offsets(Kvpool__V1__ExecJobRequest *r) { r->n_plane_offsets = 3, r->plane_offsets = many; }
+static void strides_alone(Kvpool__V1__ExecJobRequest *r) { r->n_token_strides = 4, r->token_strides = many; }
+static void stride_wraps(Kvpool__V1__ExecJobRequest *r)
+{
+    static uint64_t none[4];
+
+    r->n_plane_offsets = r->n_token_strides = 4;
+    r->plane_offsets = none;
+    r->token_strides = many;
+}
+
+static uint32_t pair[2] = {0, 64}, one[2] = {1, 1}, seventeen[2] = {17, 17};
+static void copies(Kvpool__V1__ExecJobRequest *r, uint32_t *sources, uint32_t *destinations, uint32_t *tokens)
+{
+    r->n_copy_sources = r->n_copy_destinations = r->n_copy_tokens = 2;
+    r->copy_sources = sources;
+    r->copy_destinations = destinations;
+    r->copy_tokens = tokens;
+}
+static void copy_source_too_high(Kvpool__V1__ExecJobRequest *r) { copies(r, pair, one, one); }
+static void copy_target_too_high(Kvpool__V1__ExecJobRequest *r) { copies(r, one, pair, one); }
+static void copy_onto_itself(Kvpool__V1__ExecJobRequest *r) { copies(r, one, one, one); }
+static void copy_of_17_tokens(Kvpool__V1__ExecJobRequest *r) { copies(r, pair, one, seventeen), r->n_copy_sources = 1; }
+
+static const struct {
+    const char *what;
+    void (*spoil)(Kvpool__V1__ExecJobRequest *r);
+    enum kvp_status want;
+} wrongs[] = {
+    {"pool", bad_pool, KVP_ENOENT},
+    {"rank", bad_rank, KVP_ENOENT},
+    {"kind", bad_kind, KVP_EINVAL},
+    {"page too high", page_too_high, KVP_EINVAL},
+    {"page negative", page_negative, KVP_EINVAL},
+    {"row ends missing", row_ends_missing, KVP_EINVAL},
+    {"row ends falling", row_ends_falling, KVP_EINVAL},
+    {"row start", row_start_not_zero, KVP_EINVAL},
+    {"pages missing", pages_missing, KVP_EINVAL},
+    {"starts missing", starts_missing, KVP_EINVAL},
+    {"tokens over the row", tokens_over_the_row, KVP_EINVAL},
+    {"tokens wrap", tokens_wrap, KVP_EINVAL},
+    {"inline short", inline_short, KVP_EINVAL},
+    {"inline and buffer", inline_and_buffer, KVP_EINVAL},
+    {"no source", no_source, KVP_EINVAL},
+    {"no such buffer", no_such_buffer, KVP_ENOENT},
+    {"wait", wait_out_of_range, KVP_EINVAL},
+    {"done", done_out_of_range, KVP_EINVAL},
+    {"offset wraps", offset_wraps, KVP_EINVAL},
+    {"offsets missing", too_few_offsets, KVP_EINVAL},
+    {"strides alone", strides_alone, KVP_EINVAL},
+    {"stride wraps", stride_wraps, KVP_EINVAL},
+    {"copy source", copy_source_too_high, KVP_EINVAL},
+    {"copy destination", copy_target_too_high, KVP_EINVAL},
+    {"copy onto itself", copy_onto_itself, KVP_EINVAL},
+    {"copy of too many tokens", copy_of_17_tokens, KVP_EINVAL},
+};
+
+START_TEST(a_wrong_job_is_refused_and_changes_nothing)
+{
+    static struct exec_batch batch;
+    struct exec_pool pool;
+
+    make_pool(&pool, &plain);
+    do {
+        exec_batch_make(&batch, &pool, 1, SESSION, 2, &seed);
+    } while (batch.tokens[0] == 0 || batch.tokens[1] == 0);
+    wrongs[_i].spoil(&batch.job);
+    ck_assert_msg(do_job(&batch.job) == wrongs[_i].want, "%s", wrongs[_i].what);
+    check_slab(&pool, wrongs[_i].what);
+    ck_assert_int_eq(exec_peer_hello(&peer, "host"), KVP_OK);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(index_outputs_must_lie_in_the_buffer_and_be_aligned)
+{
+    static struct exec_batch batch;
+    uint64_t offsets[7] = {0};
+    struct exec_pool pool;
+    void *at;
+    int fd = exec_memfd(4096, &at);
+
+    make_pool(&pool, &plain);
+    import_buffer(fd, 1, 0, 4096, KVP_OK);
+    exec_batch_make(&batch, &pool, 0, SESSION, 1, &seed);
+    batch.start[0] = 0;
+    batch.tokens[0] = 4;
+    batch.job.kind = KVPOOL__V1__JOB_KIND__JOB_INDEX;
+    batch.job.inline_.len = 0;
+    batch.job.buffer = 1;
+    batch.job.n_output_offsets = 7;
+    batch.job.output_offsets = offsets;
+    batch.job.wanted = 1;
+    offsets[0] = 4096 - 16;
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    offsets[0] = 4096 - 12;
+    ck_assert_int_eq(do_job(&batch.job), KVP_EINVAL);
+    offsets[0] = UINT64_MAX - 3;
+    ck_assert_int_eq(do_job(&batch.job), KVP_EINVAL);
+    offsets[0] = 2;
+    ck_assert_int_eq(do_job(&batch.job), KVP_EINVAL);
+    batch.job.wanted = 4;
+    offsets[2] = 4;
+    ck_assert_int_eq(do_job(&batch.job), KVP_EINVAL);
+    batch.job.wanted = 128;
+    ck_assert_int_eq(do_job(&batch.job), KVP_EINVAL);
+    batch.job.wanted = 1;
+    batch.job.n_output_offsets = 6;
+    ck_assert_int_eq(do_job(&batch.job), KVP_EINVAL);
+    munmap(at, 4096);
+    close(fd);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("kvpool-exec: jobs");
+    TCase *jobs = tcase_create("jobs");
+    const int n_shapes = sizeof(shapes) / sizeof(shapes[0]), n_wrongs = sizeof(wrongs) / sizeof(wrongs[0]);
+    SRunner *runner = srunner_create(suite);
+    int failed;
+
+    tcase_add_checked_fixture(jobs, setup, teardown);
+    tcase_set_timeout(jobs, 60);
+    tcase_add_loop_test(jobs, append_inline_gives_the_bytes_of_the_reference_in_every_layout, 0, n_shapes);
+    tcase_add_loop_test(jobs, append_takes_strided_slices_of_a_registered_buffer, 0, n_shapes);
+    tcase_add_loop_test(jobs, append_takes_a_source_with_heads_outside_tokens, 0, n_shapes);
+    tcase_add_test(jobs, append_larger_than_a_datagram_travels_in_a_memfd);
+    tcase_add_test(jobs, copies_come_before_the_append_and_in_their_order);
+    tcase_add_test(jobs, index_results_in_a_buffer_are_those_of_the_definition);
+    tcase_add_test(jobs, an_output_that_is_not_wanted_is_not_written);
+    tcase_add_test(jobs, a_buffer_that_can_only_be_read_is_a_source_and_no_target);
+    tcase_add_test(jobs, a_job_that_waits_for_a_value_holds_up_no_other_session);
+    tcase_add_test(jobs, sixty_four_sessions_that_wait_hold_up_no_other);
+    tcase_add_test(jobs, jobs_of_one_session_run_in_the_order_in_which_they_came);
+    tcase_add_test(jobs, a_wait_that_the_daemon_ended_for_its_dead_owner_fails_the_job);
+    tcase_add_test(jobs, dropping_a_slab_ends_the_jobs_that_wait_on_it);
+    tcase_add_test(jobs, a_job_asked_for_again_is_answered_and_not_run_again);
+    tcase_add_loop_test(jobs, a_wrong_job_is_refused_and_changes_nothing, 0, n_wrongs);
+    tcase_add_test(jobs, index_outputs_must_lie_in_the_buffer_and_be_aligned);
+    suite_add_tcase(suite, jobs);
+    srunner_run_all(runner, CK_NORMAL);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
