@@ -322,25 +322,22 @@ void kvp_session_door_reply(struct kvp_session_door *door, struct kvp_call *call
     answer(call->door, status, reply, fds, n_fds);
 }
 
-/* What follows an answer, or a call that waits for one. */
+/* What follows an answer, or a call that waits for one. A request is taken off before the socket is closed: else the
+ * peer would see a reset before it sees its answer. */
 static void after_answer(struct connection *connection)
 {
-    if (connection->broken || (connection->hangup && !connection->has_answer)) {
-        connection_lost(connection);
-        return;
-    }
     if (connection->state == CONNECTION_IN_HAND && connection->answered) {
         release_call(connection);
         connection->state = CONNECTION_ANSWERING;
     }
-    if (connection->state == CONNECTION_ANSWERING && !connection->has_answer) {
-        if (kvp_wire_consume(connection->socket) != KVP_OK) {
-            connection_lost(connection);
-            return;
-        }
+    if (connection->state == CONNECTION_ANSWERING && !connection->has_answer && !connection->broken) {
+        connection->broken = kvp_wire_consume(connection->socket) != KVP_OK;
         connection->state = CONNECTION_READY;
     }
-    watch(connection);
+    if (connection->broken || (connection->hangup && !connection->has_answer))
+        connection_lost(connection);
+    else
+        watch(connection);
 }
 
 static void after_answer_later(struct kvp_later *later)

@@ -67,10 +67,10 @@ void test_daemon_spawn(struct test_daemon *daemon, const char *dir, const char *
 
     ck_assert_msg(bin != NULL, "KVPOOL_BIN_DIR is not set");
     snprintf(program, sizeof(program), "%s/kvpoold", bin);
-    if (dir != NULL)
-        snprintf(daemon->dir, sizeof(daemon->dir), "%s", dir);
-    else
+    if (dir == NULL)
         test_folder(daemon->dir);
+    else if (dir != daemon->dir)
+        snprintf(daemon->dir, sizeof(daemon->dir), "%s", dir);
     snprintf(daemon->socket, sizeof(daemon->socket), "%s/kvpool.sock", daemon->dir);
     for (; arguments != NULL && *arguments != NULL; arguments++) {
         ck_assert_uint_lt(n, ARGUMENTS_MAX - 1);
