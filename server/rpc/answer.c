@@ -33,20 +33,36 @@ static grpc_slice pack(const ProtobufCMessage *message)
     return slice;
 }
 
-/* Copy at most n-1 bytes, whole UTF-8 characters. */
+/* Bytes of the UTF-8 character at `at`; 0: there is none. */
+static size_t character_bytes(const char *at)
+{
+    unsigned char first = (unsigned char)*at;
+    size_t n = first < 0x80 ? 1 : first >= 0xc2 && first <= 0xdf ? 2 : (first & 0xf0) == 0xe0 ? 3 : 4;
+
+    if (first > 0xf4 || (first >= 0x80 && first < 0xc2))
+        return 0;
+    for (size_t i = 1; i < n; i++)
+        if (((unsigned char)at[i] & 0xc0) != 0x80)
+            return 0;
+    return n;
+}
+
+/* Copy at most n-1 bytes, whole characters; a byte of none (a name that was cut) becomes '?': clients must read it. */
 static void copy_text(char *to, size_t n, const char *from)
 {
-    size_t end = strnlen(from, n - 1), start = end;
+    size_t end = 0, step;
 
-    memcpy(to, from, end);
-    while (start > 0 && ((unsigned char)to[start - 1] & 0xc0) == 0x80)
-        start--;
-    if (start > 0 && (unsigned char)to[start - 1] >= 0xc0) { /* a character begins here: is all of it there? */
-        unsigned char first = (unsigned char)to[start - 1];
-        size_t tail = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+    for (; *from != 0; from += step) {
+        size_t bytes = character_bytes(from);
 
-        if (end - start < tail)
-            end = start - 1;
+        step = bytes != 0 ? bytes : 1;
+        if (end + step > n - 1)
+            break;
+        if (bytes != 0)
+            memcpy(to + end, from, bytes);
+        else
+            to[end] = '?';
+        end += step;
     }
     to[end] = 0;
 }

@@ -44,6 +44,9 @@ struct kvp_rpc_config {
 
     void (*log)(void *ctx, int level, const char *line); /* on the loop's thread, few lines; NULL: none */
     void *log_ctx;
+
+    void (*tell_time)(void *ctx); /* before an event reaches the core, whose clock it may set; NULL: none */
+    void *tell_time_ctx;
 };
 
 /**

@@ -70,7 +70,7 @@ void kvp_core_call(struct kvp_core *unused, struct kvp_call *call)
     } else if (call->message.method == KVPOOL__V1__METHOD__METHOD_DESCRIBE_POOL) {
         Kvpool__V1__Error error = KVPOOL__V1__ERROR__INIT;
 
-        error.message = "no pool \"kv\" \xc3\xa4\n";
+        error.message = "no pool \"kv\xc3\" \xc3\xa4\n"; /* a character cut off, and a whole one */
         error.missing = 7;
         kvp_rpc_reply(core.rpc, call, KVP_ENOENT, &error.base);
     } else {
@@ -273,11 +273,11 @@ static void call_and_fail(void)
     rpc_client_open(&client, door.target, NULL);
     rpc_client_call(&client, "/kvpool.v1.KvPool/DescribePool", "", 0, 10000, NULL, &answer);
     ck_assert_int_eq(answer.code, GRPC_STATUS_NOT_FOUND);
-    ck_assert_str_eq(answer.text, "KVP_ENOENT: no pool \"kv\" \xc3\xa4\n");
+    ck_assert_str_eq(answer.text, "KVP_ENOENT: no pool \"kv?\" \xc3\xa4\n");
     error = kvpool__v1__error__unpack(NULL, answer.error_bytes, answer.error);
     ck_assert_ptr_nonnull(error);
     ck_assert_int_eq(error->status, KVP_ENOENT);
-    ck_assert_str_eq(error->message, "no pool \"kv\" \xc3\xa4\n");
+    ck_assert_str_eq(error->message, "no pool \"kv?\" \xc3\xa4\n");
     ck_assert_uint_eq(error->missing, 7);
     kvpool__v1__error__free_unpacked(error, NULL);
     rpc_client_close(&client);
