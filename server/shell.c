@@ -377,6 +377,11 @@ static void rpc_log(void *ctx, int level, const char *line)
     act_log(ctx, level, line);
 }
 
+static void rpc_tell_time(void *ctx)
+{
+    kvp_clock_tell(&((struct kvp_shell *)ctx)->clock);
+}
+
 static enum kvp_status open_doors(struct kvp_shell *shell)
 {
     const struct kvp_config *config = shell->config;
@@ -388,7 +393,9 @@ static enum kvp_status open_doors(struct kvp_shell *shell)
                                  .max_streams = (uint32_t)config->grpc.streams,
                                  .max_connections = (uint32_t)config->grpc.connections,
                                  .grace_ms = (uint32_t)config->daemon.stop_ms,
-                                 .log = rpc_log};
+                                 .log = rpc_log,
+                                 .tell_time = rpc_tell_time,
+                                 .tell_time_ctx = shell};
     enum kvp_status status = kvp_session_door_open(&shell->loop, &shell->clock, shell->core, &shell->ledger,
                                                    shell->store, &shell->later, &door, &shell->door);
 

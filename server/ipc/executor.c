@@ -5,7 +5,7 @@
  *                │                        └─ stop ──────────────────────────────────────────►│
  *                └─ can not be started: gone (next turn) ─► freed                             └ grace over: SIGKILL
  *
- * The core is told of the end of an executor once, behind the last of its replies; not at all of one that it stopped.
+ * The core is told of the end of an executor once, behind the last of its replies, whoever brought the end about.
  */
 #include "executor.h"
 #include "kvp_wire.h"
@@ -458,8 +458,6 @@ void kvp_executors_stop(struct kvp_executors *executors, uint32_t slot)
 
     if (link == NULL)
         return;
-    link->wanted = false;
-    executors->slots[slot] = NULL;
     kvp_later_cancel(executors->later, &link->later);
     link->later.run = link_end_later;
     kvp_later_add(executors->later, &link->later);

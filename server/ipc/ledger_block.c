@@ -1,5 +1,6 @@
 /* The memory that the ledger lies in; see ledger_block.h. */
 #include "ledger_block.h"
+#include "backing.h"
 #include "log.h"
 
 #include <errno.h>
@@ -36,15 +37,9 @@ close_fd:
 
 enum kvp_status kvp_ledger_block_back(struct kvp_ledger_block *block, uint64_t offset, uint64_t bytes)
 {
-    int error;
-
     if (offset > block->bytes || bytes > block->bytes - offset)
         return KVP_EINVAL;
-    do {
-        error = posix_fallocate(block->fd, (off_t)offset, (off_t)bytes);
-    } while (error == EINTR);
-    errno = error;
-    return error == 0 ? KVP_OK : KVP_ENOMEM;
+    return kvp_back(block->fd, offset, bytes);
 }
 
 void kvp_ledger_block_unback(struct kvp_ledger_block *block, uint64_t offset, uint64_t bytes)

@@ -1,5 +1,6 @@
 /* Things; see things.h. */
 #include "things.h"
+#include "backing.h"
 #include "log.h"
 
 #include <errno.h>
@@ -97,17 +98,11 @@ static void make_memory(uv_work_t *work)
 {
     struct entry *entry = work->data;
     char name[KVP_FDSTORE_NAME_MAX + 8] = "kvpool-", path[40];
-    int error;
 
     kvp_thing_name(entry->thing, name + strlen(name));
     entry->fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (entry->fd < 0 || fchmod(entry->fd, 0600) != 0)
+    if (entry->fd < 0 || fchmod(entry->fd, 0600) != 0 || kvp_back(entry->fd, 0, entry->bytes) != KVP_OK)
         goto failed;
-    error = posix_fallocate(entry->fd, 0, (off_t)entry->bytes);
-    if (error != 0) {
-        entry->error = error;
-        return;
-    }
     if (fcntl(entry->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         goto failed;
     entry->address = mmap(NULL, entry->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, entry->fd, 0);
