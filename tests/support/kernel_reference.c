@@ -124,6 +124,10 @@ static int place_of_token(const struct kvp_address *at, const struct pool *pool,
             report(pool->errors, KVP_BAD_BATCH, j, b);
             return 0;
         }
+        if (position >= INT32_MAX) { /* behind the last page of any sequence */
+            report(pool->errors, KVP_BAD_POSITION, j, position);
+            return 0;
+        }
         int64_t nth = position / pool->page_tokens, count, slot = 0, first = 0;
         if (at->kind == KVP_ADDRESS_CSR) {
             first = index_at(at->kv_indptr, bits, b);
