@@ -3,7 +3,8 @@
  *
  * Stopping follows the one order that leaves nothing behind:
  *
- *      kvp_rpc_stop ─► shutdown_and_notify ─► (grace) ─► cancel_all_calls ─► notify tag, and no call in hand
+ *      kvp_rpc_stop ─► shutdown_and_notify ─► (grace: while calls are in hand, or a moment) ─► cancel_all_calls, which
+ *        ends connections too (they would stay until their clients answer) ─► notify tag, and no call in hand
  *        ─► cq_shutdown ─► the waiter drains it and ends ─► join ─► server, queue, credentials destroyed
  *        ─► grpc_shutdown_blocking ─► handles closed ─► `stopped`
  *
@@ -17,6 +18,7 @@
 #include <string.h>
 
 #define SWEEP_MS 500
+#define QUIET_MS 20 /* a stopping door without a call in hand: time for what is on its way */
 
 /* ---- the queue ----------------------------------------------------------------------------------------------------- */
 
@@ -123,11 +125,22 @@ static void waiter_ended(struct kvp_rpc_tag *tag, bool ok)
     close_handles(rpc);
 }
 
+static void grace_over(uv_timer_t *timer)
+{
+    struct kvp_rpc *rpc = timer->data;
+
+    grpc_server_cancel_all_calls(rpc->server);
+}
+
 void kvp_rpc_quiet(struct kvp_rpc *rpc)
 {
-    if (rpc->shut_down && rpc->calls == NULL) {
+    if (rpc->calls != NULL || !rpc->stopping)
+        return;
+    if (rpc->shut_down) {
         rpc->shut_down = false;
         grpc_completion_queue_shutdown(rpc->cq);
+    } else if (uv_is_active((uv_handle_t *)&rpc->grace) && uv_timer_get_due_in(&rpc->grace) > QUIET_MS) {
+        uv_timer_start(&rpc->grace, grace_over, QUIET_MS, 0);
     }
 }
 
@@ -141,13 +154,6 @@ static void shut(struct kvp_rpc_tag *tag, bool ok)
     kvp_rpc_quiet(rpc);
 }
 
-static void grace_over(uv_timer_t *timer)
-{
-    struct kvp_rpc *rpc = timer->data;
-
-    grpc_server_cancel_all_calls(rpc->server);
-}
-
 void kvp_rpc_stop(struct kvp_rpc *rpc, void (*stopped)(void *arg), void *arg)
 {
     rpc->stopping = true;
@@ -157,6 +163,7 @@ void kvp_rpc_stop(struct kvp_rpc *rpc, void (*stopped)(void *arg), void *arg)
     kvp_rpc_tag_out(rpc, &rpc->shut);
     grpc_server_shutdown_and_notify(rpc->server, rpc->cq, &rpc->shut);
     uv_timer_start(&rpc->grace, grace_over, rpc->config.grace_ms, 0);
+    kvp_rpc_quiet(rpc);
 }
 
 /* A start that failed: nothing has been served, no thread runs. */

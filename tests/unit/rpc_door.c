@@ -498,6 +498,35 @@ START_TEST(stopping_withdraws_the_calls_in_hand_after_the_grace)
 }
 END_TEST
 
+static int connect_raw(void);
+static struct rpc_client idle_client;
+static int idle_fd;
+
+static void stay_connected(void)
+{
+    rpc_client_open(&idle_client, door.target, NULL);
+    lengths_are_answered(&idle_client);
+    idle_fd = connect_raw();
+}
+
+START_TEST(stopping_does_not_wait_for_connections_without_a_call)
+{
+    uint64_t begun;
+
+    open_folder();
+    grpc_init();
+    door.at_once = true;
+    door.config.grace_ms = 30000;
+    begun = uv_hrtime();
+    serve(stay_connected);
+    ck_assert_uint_lt((uv_hrtime() - begun) / 1000000, 15000);
+    rpc_client_close(&idle_client);
+    close(idle_fd);
+    grpc_shutdown_blocking();
+    close_folder();
+}
+END_TEST
+
 static int connect_raw(void)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -751,6 +780,7 @@ static Suite *suite(void)
     tcase_add_test(t, a_call_without_a_deadline_gets_the_doors);
     tcase_add_test(t, a_call_of_a_killed_client_is_withdrawn_and_its_connection_forgotten);
     tcase_add_test(t, stopping_withdraws_the_calls_in_hand_after_the_grace);
+    tcase_add_test(t, stopping_does_not_wait_for_connections_without_a_call);
     tcase_add_test(t, a_connection_over_the_limit_is_ended_and_room_comes_back_with_those_that_end);
     tcase_add_test(t, a_silent_connection_is_ended);
     tcase_add_test(t, a_caller_over_tcp_is_nobody_known);
