@@ -219,6 +219,8 @@ struct kvp_pool_spec {
  */
 enum kvp_status kvp_pool_extent(const struct kvp_ledger *ledger, const struct kvp_pool_geometry *geometry,
                                 uint64_t *ret_offset, uint64_t *ret_bytes);
+/** The id that the next kvp_pool_create gives. @retval KVP_ELIMIT  no slot is free */
+enum kvp_status kvp_pool_next_id(const struct kvp_ledger *ledger, struct kvp_pool_id *ret_pool);
 /** O(1) in pages. @retval KVP_EEXIST  the name is taken */
 enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool_spec *spec,
                                 struct kvp_pool_id *ret_pool);

@@ -164,6 +164,14 @@ enum kvp_status kvp_pool_extent(const struct kvp_ledger *ledger, const struct kv
     return KVP_OK;
 }
 
+enum kvp_status kvp_pool_next_id(const struct kvp_ledger *ledger, struct kvp_pool_id *ret_pool)
+{
+    uint32_t slot;
+    TRY(free_pool_slot(ledger, &slot));
+    *ret_pool = (struct kvp_pool_id){slot, next_generation(pools_of(ledger)[slot].generation)};
+    return KVP_OK;
+}
+
 static void put_geometry(struct kvp_ledger *ledger, const struct block_pool *pool,
                          const struct kvp_pool_geometry *geometry)
 {
