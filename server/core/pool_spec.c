@@ -1,0 +1,203 @@
+/**
+ * What a caller may ask for in a pool: every number of a PoolSpec is checked here, before anything uses it, and what it
+ * leaves open is filled in. Where its bytes lie is kvp_layout.h's to say.
+ *
+ * The filled description is what the ledger keeps, packed; two that pack to the same bytes are the same pool.
+ */
+#include "op.h"
+
+#include <stdio.h>
+
+#define MAX_SEQUENCES_DEFAULT       1024u
+#define MAX_SEQUENCE_TOKENS_DEFAULT 131072u
+#define LINGER_MS_MAX               (24u * 3600 * 1000)
+#define REGION_BYTES_MAX            (1ull << 46)
+
+uint32_t core_row_pages(const Kvpool__V1__PoolSpec *spec)
+{
+    return (spec->max_sequence_tokens + spec->page_tokens - 1) / spec->page_tokens;
+}
+
+void core_spec_free(Kvpool__V1__PoolSpec *spec)
+{
+    if (spec != NULL)
+        kvpool__v1__pool_spec__free_unpacked(spec, NULL);
+}
+
+/* ---- checks -------------------------------------------------------------------------------------------------------------- */
+
+static bool name_char(char c)
+{
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("._-:/+@", c) != NULL;
+}
+
+static enum kvp_status check_name(struct kvp_core *core, const char *name)
+{
+    size_t n = strlen(name);
+    if (n == 0 || n > KVP_NAME_BYTES_MAX)
+        return core_refuse(core, KVP_EINVAL, "name: %zu bytes, must be 1 to %d", n, KVP_NAME_BYTES_MAX);
+    for (size_t i = 0; i < n; i++) {
+        if (!name_char(name[i]))
+            return core_refuse(core, KVP_EINVAL, "name: byte %zu is none of letters, digits and ._-:/+@", i);
+    }
+    return KVP_OK;
+}
+
+static enum kvp_status check_range(struct kvp_core *core, const char *what, uint64_t value, uint64_t low, uint64_t high)
+{
+    if (value >= low && value <= high)
+        return KVP_OK;
+    return core_refuse(core, KVP_EINVAL, "%s: %llu, must be %llu to %llu", what, (unsigned long long)value,
+                       (unsigned long long)low, (unsigned long long)high);
+}
+
+static enum kvp_status check_devices(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec)
+{
+    if (spec->n_devices > KVP_GPUS_MAX)
+        return core_refuse(core, KVP_EINVAL, "devices: %zu, at most %d", spec->n_devices, KVP_GPUS_MAX);
+    for (size_t i = 0; i < spec->n_devices; i++) {
+        const char *device = spec->devices[i];
+        size_t n = strlen(device);
+        if (n == 0 || n > KVP_DEVICE_BYTES_MAX)
+            return core_refuse(core, KVP_EINVAL, "devices[%zu]: %zu bytes, must be 1 to %d", i, n,
+                               KVP_DEVICE_BYTES_MAX);
+        if (core->host != (strcmp(device, "host") == 0))
+            return core_refuse(core, KVP_ENODEV, "devices[%zu]: \"%s\" is not served by the %s backend", i, device,
+                               core->config.backend);
+        for (size_t k = 0; k < i; k++) {
+            if (strcmp(device, spec->devices[k]) == 0)
+                return core_refuse(core, KVP_EINVAL, "devices[%zu]: \"%s\" stands twice", i, device);
+        }
+    }
+    return KVP_OK;
+}
+
+static enum kvp_status check_spec(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec)
+{
+    TRY(check_name(core, spec->name));
+    TRY(check_range(core, "model bytes", strlen(spec->model), 0, KVP_MODEL_BYTES_MAX));
+    TRY(check_range(core, "pages", spec->pages, 1, KVP_PAGES_MAX));
+    TRY(check_range(core, "page_tokens", spec->page_tokens, 1, KVP_PAGE_TOKENS_MAX));
+    TRY(check_range(core, "reserved_pages", spec->reserved_pages, 0, spec->pages - 1));
+    TRY(check_range(core, "max_sequences", spec->max_sequences, 1, KVP_SEQUENCES_MAX));
+    TRY(check_range(core, "max_sequence_tokens", spec->max_sequence_tokens, 1, KVP_SEQUENCE_TOKENS_MAX));
+    TRY(check_range(core, "linger_ms", spec->linger_ms, 0, LINGER_MS_MAX));
+    TRY(check_range(core, "region_bytes", spec->region_bytes, 0, REGION_BYTES_MAX));
+    TRY(check_range(core, "memory", (uint64_t)spec->memory, KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT,
+                    KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC));
+    if (core->host && spec->memory != KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT)
+        return core_refuse(core, KVP_ENODEV, "memory: the host backend has no cudaIpcMemHandle");
+    return check_devices(core, spec);
+}
+
+/* ---- defaults -------------------------------------------------------------------------------------------------------------- */
+
+static void fill_defaults(Kvpool__V1__PoolSpec *spec)
+{
+    if (spec->order == KVPOOL__V1__ORDER__ORDER_NONE)
+        spec->order = KVPOOL__V1__ORDER__ORDER_NHD;
+    if (spec->placement == KVPOOL__V1__PLACEMENT__PLACEMENT_NONE)
+        spec->placement = KVPOOL__V1__PLACEMENT__PLACEMENT_LAYER;
+    if (spec->max_sequences == 0)
+        spec->max_sequences = MAX_SEQUENCES_DEFAULT;
+    if (spec->max_sequence_tokens == 0) {
+        uint64_t tokens = (uint64_t)spec->pages * spec->page_tokens;
+        spec->max_sequence_tokens =
+            tokens < MAX_SEQUENCE_TOKENS_DEFAULT ? (uint32_t)tokens : MAX_SEQUENCE_TOKENS_DEFAULT;
+    }
+}
+
+static Kvpool__V1__PoolSpec *copy_spec(const Kvpool__V1__PoolSpec *spec)
+{
+    size_t n = kvpool__v1__pool_spec__get_packed_size(spec);
+    uint8_t *packed = malloc(n + 1);
+    if (packed == NULL)
+        return NULL;
+    kvpool__v1__pool_spec__pack(spec, packed);
+    Kvpool__V1__PoolSpec *copy = kvpool__v1__pool_spec__unpack(NULL, n, packed);
+    free(packed);
+    return copy;
+}
+
+enum kvp_status core_spec_fill(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec,
+                               Kvpool__V1__PoolSpec **ret_filled)
+{
+    if (spec == NULL)
+        return core_refuse(core, KVP_EINVAL, "spec: missing");
+    if (spec->n_planes == 0 || spec->n_planes > KVP_PLANES_MAX)
+        return core_refuse(core, KVP_EINVAL, "planes: %zu, must be 1 to %d", spec->n_planes, KVP_PLANES_MAX);
+    Kvpool__V1__PoolSpec *filled = copy_spec(spec);
+    if (filled == NULL)
+        return core_refuse(core, KVP_ENOMEM, "no memory for the pool's description");
+    fill_defaults(filled);
+    enum kvp_status status = check_spec(core, filled);
+    if (status == KVP_OK && kvpool__v1__pool_spec__get_packed_size(filled) > KVP_POOL_BLOB_BYTES)
+        status = core_refuse(core, KVP_EINVAL, "spec: %zu bytes when packed, at most %d",
+                             kvpool__v1__pool_spec__get_packed_size(filled), KVP_POOL_BLOB_BYTES);
+    if (status != KVP_OK) {
+        core_spec_free(filled);
+        return status;
+    }
+    *ret_filled = filled;
+    return KVP_OK;
+}
+
+/* ---- layout ------------------------------------------------------------------------------------------------------------------ */
+
+enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec,
+                                 struct kvp_plane_layout **ret_planes, struct kvp_layout_totals *ret_totals,
+                                 uint64_t ret_digest[2])
+{
+    struct kvp_plane_spec *specs = core_alloc(core, spec->n_planes, sizeof(*specs));
+    struct kvp_plane_layout *planes = calloc(spec->n_planes, sizeof(*planes));
+    if (specs == NULL || planes == NULL) {
+        free(planes);
+        return core_refuse(core, KVP_ENOMEM, "no memory for the pool's layout");
+    }
+    for (size_t i = 0; i < spec->n_planes; i++) {
+        const Kvpool__V1__Plane *plane = spec->planes[i];
+        specs[i] = (struct kvp_plane_spec){.layer = plane->layer,
+                                           .component = (uint32_t)plane->component,
+                                           .heads = plane->heads,
+                                           .dim = plane->dim,
+                                           .dtype = (uint32_t)plane->dtype};
+    }
+    struct kvp_layout_spec layout = {.pages = spec->pages,
+                                     .page_tokens = spec->page_tokens,
+                                     .n_planes = (uint32_t)spec->n_planes,
+                                     .order = (uint32_t)spec->order,
+                                     .placement = (uint32_t)spec->placement,
+                                     .joined = spec->joined != 0,
+                                     .planes = specs};
+    char text[200] = "";
+    enum kvp_status status = kvp_layout_compute(&layout, planes, ret_totals, text, sizeof(text));
+    if (status != KVP_OK) {
+        free(planes);
+        return core_refuse(core, status, "spec: %s", text);
+    }
+    kvp_layout_digest(&layout, ret_digest);
+    *ret_planes = planes;
+    return KVP_OK;
+}
+
+/* ---- the same pool? ------------------------------------------------------------------------------------------------------------ */
+
+bool core_spec_same(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored)
+{
+    Kvpool__V1__PoolSpec asked = *filled;
+    if (asked.n_devices == 0 && stored->n_devices == 1) {
+        asked.n_devices = 1;
+        asked.devices = stored->devices;
+    }
+    size_t n = kvpool__v1__pool_spec__get_packed_size(&asked);
+    if (n != kvpool__v1__pool_spec__get_packed_size(stored))
+        return false;
+    uint8_t *packed = malloc(2 * n + 1);
+    if (packed == NULL)
+        return false;
+    kvpool__v1__pool_spec__pack(&asked, packed);
+    kvpool__v1__pool_spec__pack(stored, packed + n);
+    bool same = memcmp(packed, packed + n, n) == 0;
+    free(packed);
+    return same;
+}
