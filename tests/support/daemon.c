@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -56,17 +57,31 @@ static void become_daemon(char *const *argv, const char *const *environment, int
     _exit(127);
 }
 
+/* kvpoold in $KVPOOL_BIN_DIR, or in ../bin seen from this program. */
+static void find_program(char ret_program[PATH_MAX])
+{
+    const char *bin = getenv("KVPOOL_BIN_DIR");
+    char self[PATH_MAX - 16];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+
+    ck_assert_int_gt(n, 0);
+    self[n] = 0;
+    *strrchr(self, '/') = 0;
+    if (bin != NULL)
+        snprintf(ret_program, PATH_MAX, "%.4000s/kvpoold", bin);
+    else
+        snprintf(ret_program, PATH_MAX, "%.4000s/../bin/kvpoold", self);
+}
+
 void test_daemon_spawn(struct test_daemon *daemon, const char *dir, const char *const *arguments,
                        const char *const *environment, int pass_fd)
 {
-    const char *bin = getenv("KVPOOL_BIN_DIR");
-    char program[512];
+    char program[PATH_MAX];
     char *argv[ARGUMENTS_MAX] = {program, (char *)"--backend", (char *)"host", (char *)"--runtime-dir", daemon->dir};
     unsigned n = 5;
     int log[2];
 
-    ck_assert_msg(bin != NULL, "KVPOOL_BIN_DIR is not set");
-    snprintf(program, sizeof(program), "%s/kvpoold", bin);
+    find_program(program);
     if (dir == NULL)
         test_folder(daemon->dir);
     else if (dir != daemon->dir)

@@ -1,7 +1,7 @@
 /**
  * A real kvpoold for a test: started in a folder of its own, waited for, spoken to over raw session sockets, stopped.
  *
- * Functions fail the test (Check) where something is not as it must be. The program is $KVPOOL_BIN_DIR/kvpoold.
+ * Functions fail the test (Check) where something is not as it must be. The program is $KVPOOL_BIN_DIR/kvpoold, or ../bin/kvpoold seen from the test.
  */
 #ifndef KVP_TEST_DAEMON_H
 #define KVP_TEST_DAEMON_H
