@@ -652,7 +652,7 @@ KVP_API void kvp_stats_free(struct kvp_stats *stats);
 /**
  * Walk the ledger and name each violation of its invariants.
  * @param ret_count  how many there are; 0 is clean
- * @param ret_texts  [ret_n_texts] the first of them, to be freed by one free() of *ret_texts
+ * @param ret_texts  [ret_n_texts] the first of them, to be freed by one free() of *ret_texts; both may be NULL
  */
 KVP_API enum kvp_status kvp_audit(struct kvp_client *client, uint32_t *ret_count, char ***ret_texts,
                                   size_t *ret_n_texts);

@@ -218,11 +218,12 @@ enum kvp_status kvp_audit(struct kvp_client *client, uint32_t *ret_count, char *
         reply = (const Kvpool__V1__AuditReply *)rpc.reply;
         if (reply->clean != (reply->count == 0))
             status = kvp_fail(KVP_EPROTO, "the audit's reply contradicts itself");
-        else
+        else if (ret_texts != NULL)
             status = kvp_strings_from(reply->violations, reply->n_violations, ret_texts);
         if (status == KVP_OK) {
             *ret_count = reply->count;
-            *ret_n_texts = reply->n_violations;
+            if (ret_n_texts != NULL)
+                *ret_n_texts = reply->n_violations;
         }
     }
     kvp_rpc_release(&rpc);
