@@ -8,7 +8,6 @@
 #include "memory.h"
 
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 /* There is one host and it has no state: these stand for it. */
@@ -63,31 +62,11 @@ static enum kvp_status host_slab_create(struct kvp_exec_device *device, uint64_t
     return KVP_OK;
 }
 
-static enum kvp_status map_shared(int fd, uint64_t offset, uint64_t bytes, unsigned flags,
-                                  struct kvp_exec_memory *ret_memory, struct kvp_exec_error *reterr)
-{
-    struct kvp_exec_memory memory = {.bytes = bytes, .fd = -1};
-    enum kvp_status status;
-    void *at;
-
-    if (fd < 0)
-        return kvp_exec_fail(reterr, KVP_EINVAL, "host memory is shared as an fd; the message has none");
-    if (bytes == 0 || offset > INT64_MAX || bytes > INT64_MAX - offset)
-        return kvp_exec_fail(reterr, KVP_EINVAL, "offset and bytes of the memory are out of range");
-    status = kvp_exec_map(fd, offset + bytes, flags, &at, &memory.writable, reterr);
-    if (status != KVP_OK)
-        return status;
-    memory.host = (unsigned char *)at + offset;
-    memory.owner = at;
-    *ret_memory = memory;
-    return KVP_OK;
-}
-
 static enum kvp_status host_slab_adopt(struct kvp_exec_device *device, int fd, uint64_t bytes,
                                        struct kvp_exec_memory *ret_memory, struct kvp_exec_error *reterr)
 {
     (void)device;
-    return map_shared(fd, 0, bytes, 0, ret_memory, reterr);
+    return kvp_exec_map_at(fd, 0, bytes, 0, ret_memory, reterr);
 }
 
 static enum kvp_status host_buffer_import(struct kvp_exec_device *device, bool on_host, int fd,
@@ -97,15 +76,13 @@ static enum kvp_status host_buffer_import(struct kvp_exec_device *device, bool o
     (void)device;
     if (!on_host || ipc != NULL)
         return kvp_exec_fail(reterr, KVP_ENODEV, "the host backend takes host memory alone");
-    return map_shared(fd, offset, bytes, KVP_EXEC_MAP_SEALED | KVP_EXEC_MAP_READ, ret_memory, reterr);
+    return kvp_exec_map_at(fd, offset, bytes, KVP_EXEC_MAP_SEALED | KVP_EXEC_MAP_READ, ret_memory, reterr);
 }
 
 static void host_memory_drop(struct kvp_exec_device *device, struct kvp_exec_memory *memory)
 {
-    unsigned char *base = memory->owner != NULL ? memory->owner : memory->host;
-
     (void)device;
-    munmap(base, (size_t)(memory->host - base) + memory->bytes);
+    kvp_exec_unmap(memory);
     if (memory->fd >= 0)
         close(memory->fd);
 }

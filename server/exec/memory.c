@@ -124,3 +124,30 @@ enum kvp_status kvp_exec_map(int fd, uint64_t bytes, unsigned flags, void **ret_
     *ret_writable = writable;
     return KVP_OK;
 }
+
+enum kvp_status kvp_exec_map_at(int fd, uint64_t offset, uint64_t bytes, unsigned flags,
+                                struct kvp_exec_memory *ret_memory, struct kvp_exec_error *reterr)
+{
+    struct kvp_exec_memory memory = {.bytes = bytes, .fd = -1};
+    enum kvp_status status;
+    void *at;
+
+    if (fd < 0)
+        return kvp_exec_fail(reterr, KVP_EINVAL, "host memory is shared as an fd; the message has none");
+    if (bytes == 0 || offset > INT64_MAX || bytes > INT64_MAX - offset)
+        return kvp_exec_fail(reterr, KVP_EINVAL, "offset and bytes of the memory are out of range");
+    status = kvp_exec_map(fd, offset + bytes, flags, &at, &memory.writable, reterr);
+    if (status != KVP_OK)
+        return status;
+    memory.host = (unsigned char *)at + offset;
+    memory.owner = at;
+    *ret_memory = memory;
+    return KVP_OK;
+}
+
+void kvp_exec_unmap(const struct kvp_exec_memory *memory)
+{
+    unsigned char *base = memory->owner != NULL ? memory->owner : memory->host;
+
+    munmap(base, (size_t)(memory->host - base) + memory->bytes);
+}

@@ -24,4 +24,10 @@ enum kvp_exec_map_flags {
 enum kvp_status kvp_exec_map(int fd, uint64_t bytes, unsigned flags, void **ret_at, bool *ret_writable,
                              struct kvp_exec_error *reterr);
 
+/** The same as memory of a slab or buffer: `bytes` at `offset`; the fd stays the caller's. */
+enum kvp_status kvp_exec_map_at(int fd, uint64_t offset, uint64_t bytes, unsigned flags,
+                                struct kvp_exec_memory *ret_memory, struct kvp_exec_error *reterr);
+/** Unmap what was mapped so, or as a whole at its beginning. */
+void kvp_exec_unmap(const struct kvp_exec_memory *memory);
+
 #endif
