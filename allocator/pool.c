@@ -15,6 +15,20 @@
 
 #include <string.h>
 
+/* Of a geometry that is in range: every map of a pool comes here. */
+static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint32_t row_pages)
+{
+    struct extent_shape shape = {.bucket_count =
+                                     max_sequences == 1 ? 1 : 1u << (32 - __builtin_clz(max_sequences - 1))};
+    shape.attachments = ALIGN_UP((uint64_t)pages * sizeof(block_page), KVP_REGION_ALIGN);
+    shape.sequences = shape.attachments + KVP_ATTACHMENTS_MAX * sizeof(struct block_attachment);
+    shape.buckets = shape.sequences + (uint64_t)max_sequences * sizeof(struct block_seq);
+    shape.rows = ALIGN_UP(shape.buckets + (uint64_t)shape.bucket_count * sizeof(uint32_t), KVP_REGION_ALIGN);
+    uint64_t end = shape.rows + (uint64_t)max_sequences * row_pages * sizeof(uint32_t);
+    shape.bytes = ALIGN_UP(end, KVP_EXTENT_ALIGN);
+    return shape;
+}
+
 enum kvp_status shape_extent(const struct kvp_pool_geometry *geometry, struct extent_shape *ret_shape)
 {
     const struct kvp_pool_geometry *g = geometry;
@@ -22,21 +36,7 @@ enum kvp_status shape_extent(const struct kvp_pool_geometry *geometry, struct ex
         g->reserved_pages >= g->pages || g->max_sequences < 1 || g->max_sequences > KVP_SEQUENCES_MAX ||
         g->row_pages < 1 || g->row_pages > KVP_SEQUENCE_TOKENS_MAX)
         return KVP_EINVAL;
-    uint32_t bucket_count = 1;
-    while (bucket_count < g->max_sequences)
-        bucket_count *= 2;
-    struct extent_shape shape = {.bucket_count = bucket_count};
-    uint64_t end = (uint64_t)g->pages * sizeof(block_page);
-    shape.attachments = ALIGN_UP(end, KVP_REGION_ALIGN);
-    end = shape.attachments + KVP_ATTACHMENTS_MAX * sizeof(struct block_attachment);
-    shape.sequences = ALIGN_UP(end, KVP_REGION_ALIGN);
-    end = shape.sequences + (uint64_t)g->max_sequences * sizeof(struct block_seq);
-    shape.buckets = ALIGN_UP(end, KVP_REGION_ALIGN);
-    end = shape.buckets + (uint64_t)bucket_count * sizeof(uint32_t);
-    shape.rows = ALIGN_UP(end, KVP_REGION_ALIGN);
-    end = shape.rows + (uint64_t)g->max_sequences * g->row_pages * sizeof(uint32_t);
-    shape.bytes = ALIGN_UP(end, KVP_EXTENT_ALIGN);
-    *ret_shape = shape;
+    *ret_shape = shape_of(g->pages, g->max_sequences, g->row_pages);
     return KVP_OK;
 }
 
@@ -54,9 +54,7 @@ static struct kvp_pool_geometry geometry_of(const struct block_pool *pool)
 void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_map *ret_map)
 {
     const struct block_pool *pool = &pools_of(ledger)[slot];
-    struct kvp_pool_geometry geometry = geometry_of(pool);
-    struct extent_shape shape;
-    KVP_ASSERT(shape_extent(&geometry, &shape) == KVP_OK);
+    struct extent_shape shape = shape_of(pool->pages, pool->max_sequences, pool->row_pages);
     const unsigned char *extent = ledger->view + pool->extent_offset;
     *ret_map = (struct pool_map){
         .pool = pool,

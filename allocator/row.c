@@ -23,7 +23,7 @@
 #define SHRUNK_TXN(word)               ((uint32_t)(word))
 #define SHRUNK_PAGES(word)             ((uint32_t)((word) >> 32))
 #define SHRUNK_WORD(txn, n)            ((uint64_t)(n) << 32 | (txn))
-#define PAGES_FOR(tokens, page_tokens) ((uint32_t)(((uint64_t)(tokens) + (page_tokens)-1) / (page_tokens)))
+#define PAGES_FOR(tokens, page_tokens) (((tokens) + (page_tokens)-1) / (page_tokens))
 
 void put_row(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq, uint32_t index,
              uint32_t page)
@@ -136,7 +136,8 @@ static enum kvp_status cut(struct kvp_ledger *ledger, const struct pool_map *m, 
             put32(ledger, &seq->copy_source, page + 1);
         }
     }
-    put32(ledger, &seq->written, written);
+    if (written != seq->written)
+        put32(ledger, &seq->written, written);
     put32(ledger, &seq->reserved, reserved);
     put32(ledger, &seq->version, seq->version + 2);
     if (seq->pending_tokens > reserved)

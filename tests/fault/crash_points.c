@@ -1,12 +1,13 @@
 /**
  * Crash points: stop at every store to the ledger, as a kill would, recover a copy, and see what is left.
  *
- * For each transaction of a random program: run it once beside the naive model, which knows the states before and after;
- * then, for every n, run it again from the same memory and leave at the n-th store by longjmp. A copy of the memory is
- * recovered; it must pass the audit and be in exactly the state before. Now and then the recovery too is stopped, at each
- * of its stores, and done again: it must come to the same bytes.
+ * For each transaction of a random program: run it once beside the naive model, which knows the states before and
+ * after; then, for every n, run it again from the same memory and leave at the n-th store by longjmp. A copy of the
+ * memory is recovered; it must pass the audit and be in exactly the state before. Now and then the recovery too is
+ * stopped, at each of its stores, and done again: it must come to the same bytes.
  *
- * --programs N runs that many, --seed S takes the seeds from S on; program i, which a failure names, has seed first + i.
+ * --programs N runs that many, --seed S takes the seeds from S on; program i, which a failure names, has seed first +
+ * i.
  */
 #include "layout.h"
 #include "ledger_block.h"
@@ -25,7 +26,8 @@
 static uint64_t first_seed;
 static unsigned programs = 40;
 
-/* ---- stopping ------------------------------------------------------------------------------------------------------ */
+/* ---- stopping ------------------------------------------------------------------------------------------------------
+ */
 
 static jmp_buf stopped;
 static uint64_t stores, stop_at;
@@ -50,7 +52,8 @@ static uint64_t unwatch_stores(void)
     return stores;
 }
 
-/* ---- copies of what a small ledger uses ------------------------------------------------------------------------------ */
+/* ---- copies of what a small ledger uses
+ * ------------------------------------------------------------------------------ */
 
 struct range {
     uint64_t offset, bytes;
@@ -135,7 +138,8 @@ static void assert_nothing_elsewhere(const struct image *image, const struct led
     }
 }
 
-/* ---- recovery ------------------------------------------------------------------------------------------------------ */
+/* ---- recovery ------------------------------------------------------------------------------------------------------
+ */
 
 static void recover(struct ledger_block *block)
 {
@@ -166,7 +170,8 @@ static uint64_t stop_recovery_everywhere(struct ledger_block *victim, const stru
     }
 }
 
-/* ---- programs ------------------------------------------------------------------------------------------------------ */
+/* ---- programs ------------------------------------------------------------------------------------------------------
+ */
 
 struct bed {
     struct ledger_block live, victim;
@@ -303,7 +308,8 @@ START_TEST(a_kill_at_any_store_leaves_the_state_before_or_after_the_transaction)
 }
 END_TEST
 
-/* ---- what the programs do not do ------------------------------------------------------------------------------------- */
+/* ---- what the programs do not do
+ * ------------------------------------------------------------------------------------- */
 
 START_TEST(a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not)
 {

@@ -1,8 +1,8 @@
 /**
  * The ledger against the naive one: random programs, the whole observable state compared and audited after every step.
  *
- * --programs N runs that many, --seed S takes the seeds from S on. The first seed is printed; program i, which a failure
- * names, has the seed first + i.
+ * --programs N runs that many, --seed S takes the seeds from S on. The first seed is printed; program i, which a
+ * failure names, has the seed first + i.
  */
 #include "ledger_block.h"
 #include "ledger_naive.h"
@@ -25,8 +25,7 @@ static void check_answer(const struct naive *naive, const struct naive_op *op, e
     REQUIRE(status == expected);
     if (status == KVP_ENOPAGES)
         REQUIRE(op->ret_short >= 1);
-    if (status == KVP_ENOPAGES && op->kind == NAIVE_RESERVE &&
-        op->tokens > naive->state.seqs[op->seq.slot].reserved) {
+    if (status == KVP_ENOPAGES && op->kind == NAIVE_RESERVE && op->tokens > naive->state.seqs[op->seq.slot].reserved) {
         uint32_t pages = (op->tokens + naive->geometry.page_tokens - 1) / naive->geometry.page_tokens;
         uint32_t needed = pages - naive->state.seqs[op->seq.slot].row_pages;
         REQUIRE(op->ret_short == needed - naive->state.free_pages);

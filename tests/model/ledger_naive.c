@@ -7,7 +7,8 @@
 
 #include <string.h>
 
-/* ---- what there is ------------------------------------------------------------------------------------------------- */
+/* ---- what there is -------------------------------------------------------------------------------------------------
+ */
 
 static uint32_t pages_for(const struct naive *n, uint32_t tokens)
 {
@@ -69,7 +70,8 @@ static bool changeable(const struct naive *n, const struct naive_seq *seq)
     return seq->job == KVP_NONE && n->state.attachments[seq->attachment].state == KVP_ATTACHMENT_LIVE;
 }
 
-/* ---- what should be answered --------------------------------------------------------------------------------------- */
+/* ---- what should be answered ---------------------------------------------------------------------------------------
+ */
 
 static enum kvp_status expect_attach(const struct naive *n, const struct naive_op *op)
 {
@@ -248,7 +250,8 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
     }
 }
 
-/* ---- what should happen -------------------------------------------------------------------------------------------- */
+/* ---- what should happen --------------------------------------------------------------------------------------------
+ */
 
 /* Count every reference again, and what follows from that. */
 static void settle(struct naive *n)
@@ -305,8 +308,8 @@ static struct naive_seq *take(struct naive *n, uint32_t slot)
     REQUIRE(slot < n->geometry.max_sequences);
     struct naive_seq *seq = &n->state.seqs[slot];
     REQUIRE(seq->state == KVP_SEQ_FREE);
-    *seq = (struct naive_seq){
-        .generation = ++n->seq_generations[slot], .version = n->seq_versions[slot], .job = KVP_NONE};
+    *seq =
+        (struct naive_seq){.generation = ++n->seq_generations[slot], .version = n->seq_versions[slot], .job = KVP_NONE};
     return seq;
 }
 
@@ -489,8 +492,8 @@ static void apply_release(struct naive *n, const struct naive_op *op, const stru
     for (uint32_t slot = 0; slot < n->geometry.max_sequences; slot++) {
         struct naive_seq *seq = &n->state.seqs[slot];
         bool mine = seq->attachment == op->attachment;
-        bool goes = mine && ((seq->state == KVP_SEQ_OPEN && (op->flag || !seq->durable)) ||
-                             seq->state == KVP_SEQ_RETIRING);
+        bool goes =
+            mine && ((seq->state == KVP_SEQ_OPEN && (op->flag || !seq->durable)) || seq->state == KVP_SEQ_RETIRING);
         if (!goes)
             continue;
         if (now->seqs[slot].state != KVP_SEQ_RECLAIM) {

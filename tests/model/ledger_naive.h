@@ -61,7 +61,7 @@ struct naive {
     /* what the functions do not show */
     uint32_t session_generations[NAIVE_SESSIONS], seq_generations[NAIVE_SEQS], seq_versions[NAIVE_SEQS];
     uint32_t job_generations[NAIVE_JOBS];
-    uint32_t held[NAIVE_SEQS];   /* page + 1 that a given-up row holds for a copy it owed */
+    uint32_t held[NAIVE_SEQS]; /* page + 1 that a given-up row holds for a copy it owed */
     bool sealed[NAIVE_PAGES];
 };
 

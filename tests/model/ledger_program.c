@@ -35,7 +35,8 @@ void naive_start(struct naive *naive, struct kvp_ledger *ledger, uint64_t *rng)
     naive_read(ledger, naive->pool, &naive->state);
 }
 
-/* ---- choosing ------------------------------------------------------------------------------------------------------ */
+/* ---- choosing ------------------------------------------------------------------------------------------------------
+ */
 
 /* One of the slots in which `words[slot * stride]` is wanted; any at all if there is none, or once in a while. */
 static uint32_t pick(uint64_t *rng, const uint32_t *words, size_t stride, uint32_t n, uint32_t wanted)
@@ -51,7 +52,7 @@ static uint32_t pick(uint64_t *rng, const uint32_t *words, size_t stride, uint32
     return first;
 }
 
-#define PICK(rng, array, n, field, wanted) \
+#define PICK(rng, array, n, field, wanted)                                                                             \
     pick(rng, &(array)[0].field, sizeof((array)[0]) / sizeof(uint32_t), n, wanted)
 
 static enum naive_kind choose_kind(uint64_t *rng)
@@ -122,7 +123,8 @@ struct naive_op naive_choose(const struct naive *naive, uint64_t *rng)
     return op;
 }
 
-/* ---- running ------------------------------------------------------------------------------------------------------- */
+/* ---- running -------------------------------------------------------------------------------------------------------
+ */
 
 static enum kvp_status run_session(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
 {
@@ -201,7 +203,8 @@ enum kvp_status naive_run(struct kvp_ledger *ledger, struct kvp_pool_id pool, st
     }
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------- */
+/* ---- reading -------------------------------------------------------------------------------------------------------
+ */
 
 static void read_sessions(const struct kvp_ledger *ledger, struct naive_state *state)
 {

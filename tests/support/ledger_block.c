@@ -117,3 +117,18 @@ uint32_t ledger_bed_free_pages(const struct ledger_bed *bed)
     ck_assert_int_eq(kvp_pool_get(bed->ledger, bed->pool, &view), KVP_OK);
     return view.free_pages;
 }
+
+int ledger_suite(const char *name, const TTest *const tests[], size_t n)
+{
+    Suite *suite = suite_create(name);
+    TCase *tcase = tcase_create(name);
+    tcase_set_timeout(tcase, 60);
+    for (size_t i = 0; i < n; i++)
+        tcase_add_test(tcase, tests[i]);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}

@@ -12,10 +12,10 @@
 #include <check.h>
 
 /* As ck_assert, which writes to a file even when all is well: for what runs a million times. */
-#define REQUIRE(condition)                               \
-    do {                                                 \
-        if (!(condition))                                \
-            ck_abort_msg("not so: %s", #condition);      \
+#define REQUIRE(condition)                                                                                             \
+    do {                                                                                                               \
+        if (!(condition))                                                                                              \
+            ck_abort_msg("not so: %s", #condition);                                                                    \
     } while (0)
 
 struct ledger_block {
@@ -56,5 +56,14 @@ struct kvp_seq_id ledger_bed_seq(struct ledger_bed *bed, uint32_t attachment, ui
 struct kvp_seq_view ledger_bed_view(const struct ledger_bed *bed, struct kvp_seq_id seq);
 struct kvp_page_view ledger_bed_page(const struct ledger_bed *bed, uint32_t page);
 uint32_t ledger_bed_free_pages(const struct ledger_bed *bed);
+
+/* The whole of main: run these tests, and return the exit status. */
+int ledger_suite(const char *name, const TTest *const tests[], size_t n);
+#define LEDGER_SUITE(name, ...)                                                                                        \
+    int main(void)                                                                                                     \
+    {                                                                                                                  \
+        const TTest *const tests[] = {__VA_ARGS__};                                                                    \
+        return ledger_suite(name, tests, sizeof(tests) / sizeof(tests[0]));                                            \
+    }
 
 #endif
