@@ -105,7 +105,7 @@ enum kvp_status core_op(struct kvp_core *core, struct turn *turn, struct op **re
 
 enum kvp_status core_wait(struct kvp_core *core, struct turn *turn, enum wait_for wait, uint64_t key)
 {
-    struct op *op;
+    struct op *op = NULL;
     TRY(core_op(core, turn, &op));
     op->wait = wait;
     op->key = key;
