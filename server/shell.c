@@ -52,11 +52,13 @@ struct kvp_shell {
 static bool fds_of(struct kvp_shell *shell, const struct kvp_thing *things, unsigned n, int *ret_fds)
 {
     for (unsigned i = 0; i < n; i++) {
-        ret_fds[i] = i < KVP_MESSAGE_FDS_MAX ? kvp_things_fd(shell->things, things[i]) : -1;
-        if (ret_fds[i] < 0) {
+        int fd = i < KVP_MESSAGE_FDS_MAX ? kvp_things_fd(shell->things, things[i]) : -1;
+
+        if (fd < 0) {
             kvp_log(LOG_CRIT, "thing %c%u.%u is to be sent and is not there", things[i].kind, things[i].a, things[i].b);
             return false;
         }
+        ret_fds[i] = fd;
     }
     return true;
 }

@@ -35,6 +35,7 @@ static void teardown(void)
     ck_assert_int_eq(test_daemon_stop(&server), 0);
 }
 
+/* Fails unless it is answered. */
 static uint64_t stats_calls(int socket)
 {
     Kvpool__V1__GetStatsReply *stats = test_stats(socket);
@@ -120,7 +121,7 @@ START_TEST(a_message_that_is_none_is_refused_and_the_connection_lives_on)
     expect_error(connection, KVP_EPROTO, 7, "not a message");
     send_bytes(connection, bytes, sizeof(head) + 100, NULL, 0); /* 100 bytes of 0xff */
     expect_error(connection, KVP_EPROTO, 7, "is not a message of GetStatsRequest");
-    ck_assert_uint_gt(stats_calls(connection), 0);
+    stats_calls(connection);
 }
 END_TEST
 
@@ -143,7 +144,7 @@ START_TEST(an_unknown_method_and_a_reply_are_refused_by_name)
     head.flags = 0x8000;
     send_bytes(connection, &head, sizeof(head), NULL, 0);
     expect_error(connection, KVP_EPROTO, 9, "not a request");
-    ck_assert_uint_gt(stats_calls(connection), 0);
+    stats_calls(connection);
 }
 END_TEST
 
@@ -156,7 +157,7 @@ START_TEST(a_string_that_is_not_utf8_is_refused)
     test_call(connection, GET_STATS, &request.base, &kvpool__v1__get_stats_reply__descriptor, &reply);
     ck_assert_int_eq(reply.status, KVP_EPROTO);
     test_reply_free(&reply);
-    ck_assert_uint_gt(stats_calls(connection), 0);
+    stats_calls(connection);
 }
 END_TEST
 
@@ -210,7 +211,7 @@ START_TEST(a_body_in_a_memfd_is_taken_only_sealed_and_of_its_size)
     ck_assert_int_ne(reply.status, KVP_EPROTO);
     test_reply_free(&reply);
     free(session);
-    ck_assert_uint_gt(stats_calls(connection), 0);
+    stats_calls(connection);
     ck_assert_uint_eq(test_fd_count(server.pid), before);
 }
 END_TEST
@@ -227,7 +228,7 @@ START_TEST(file_descriptors_that_no_one_wants_are_refused_and_closed)
     expect_error(connection, KVP_EPROTO, 11, "GetStats takes 0 file descriptors; 1 came");
     test_send(connection, GET_STATS, 12, &request.base, fds, KVP_MESSAGE_FDS_MAX);
     expect_error(connection, KVP_EPROTO, 12, "64 came");
-    ck_assert_uint_gt(stats_calls(connection), 0);
+    stats_calls(connection);
     ck_assert_uint_eq(test_fd_count(server.pid), before);
 }
 END_TEST
@@ -372,7 +373,7 @@ START_TEST(two_hundred_connections_are_served_at_once)
     for (int i = 0; i < 200; i++)
         sockets[i] = test_connect(&server);
     for (int i = 0; i < 200; i++)
-        ck_assert_uint_gt(stats_calls(sockets[i]) + 1, 0);
+        stats_calls(sockets[i]);
     ck_assert_uint_eq(stats_sessions(connection), 201);
     for (int i = 0; i < 200; i++)
         close(sockets[i]);
