@@ -330,11 +330,12 @@ static void put_slots(struct builder *build, struct kvp_address *at, const struc
 {
     void *slots = take_indices(build, at->nnz);
     for (int64_t j = 0; j < at->nnz; j++) {
-        int64_t page = bad_page(build), nth = tokens[j].position / build->page_tokens, slot = -1;
-        if (tokens[j].b >= 0 && tokens[j].b < build->batch && nth < build->sequences[tokens[j].b].pages)
-            page = build->sequences[tokens[j].b].ids[nth];
-        if (page >= 0 && tokens[j].position >= 0)
-            slot = page * build->page_tokens + tokens[j].position % build->page_tokens;
+        int64_t b = tokens[j].b, position = tokens[j].position, page = bad_page(build), slot = -1;
+        int known = b >= 0 && b < build->batch && position >= 0;
+        if (known && position / build->page_tokens < build->sequences[b].pages)
+            page = build->sequences[b].ids[position / build->page_tokens];
+        if (page >= 0 && position >= 0)
+            slot = page * build->page_tokens + position % build->page_tokens;
         if (build->bits == 32 && slot > INT32_MAX)
             slot = INT32_MAX;
         set(build, slots, j, slot);
