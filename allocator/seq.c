@@ -1,11 +1,11 @@
 /**
  * Sequences: slots, keys, owners, and the way back.
  *
- *          open, fork                close (value), and               value reached, or
- *   FREE ─────────────► OPEN ──────► RETIRING ◄── truncate's ghost ──► its owner released ─► RECLAIM ──► FREE
- *     ▲                  │                                                                    ▲   │ row empty
- *     │                  └── close (no value), release of a DEAD owner ───────────────────────┘   │
- *     └───────────────────────────────────────────────────────────────────────────────────────────┘
+ *          open, fork          close with a value              value reached, or its owner released
+ *   FREE ─────────────► OPEN ──────────────────────► RETIRING ───────────────────────────────► RECLAIM ──► FREE
+ *                        │                              ▲                                         ▲   row empty
+ *                        │         ghost of a cut: with a value, or without one ──────────────────┤
+ *                        └─ close without a value, release of its DEAD owner ─────────────────────┘
  *
  * A slot is in exactly one list by next and prev: its attachment's (OPEN), the pool's retiring or reclaim, or by next
  * alone the free list; slots from pool.sequences_used on were never used. OPEN ones are in a bucket too, by
