@@ -1,31 +1,201 @@
 /**
- * A ledger that an earlier daemon left: what is in it is taken over, things are matched as the shell announces them, and
- * at the first tick it is served.
+ * A ledger that an earlier daemon left: what is in it is taken over, what was parked is matched as the shell announces
+ * it, and at the first tick it is served.
  *
  *   create      pools are laid out from their descriptions, leases start anew in full
- *   things      announced one by one: tables, timelines and progress pages with their addresses, slabs
+ *   announced   tables, timelines and progress pages with their addresses, slabs; connections, executors
  *   first tick  a pool that lacks its table, its timelines or a slab is LOST; the others are published again
+ *               a session whose connection was not announced has ended; jobs that no executor knows have failed
  *
- * Jobs that were open are asked for at their executors; a connection that is gone ends its session as ever.
+ * Nothing is asked for again that is there, and nothing is dropped that the ledger names. What is announced and is not
+ * named was parked ahead of a transaction that did not come, and goes.
  */
 #include "op.h"
 
+#include <stdio.h>
+
+/* ---- create ------------------------------------------------------------------------------------------------------------ */
+
+static enum kvp_status adopt_pool(struct kvp_core *core, const struct kvp_pool_view *view)
+{
+    Kvpool__V1__PoolSpec *spec = kvpool__v1__pool_spec__unpack(NULL, view->blob_bytes, view->blob);
+    if (spec == NULL || spec->n_devices == 0 || spec->n_devices > KVP_GPUS_MAX ||
+        spec->max_sequences != view->geometry.max_sequences || spec->pages != view->geometry.pages) {
+        core_spec_free(spec);
+        return core_refuse(core, KVP_ECORRUPT, "pool %s: its description can not be read", view->name);
+    }
+    enum kvp_status status = core_pool_load(core, view->id, spec);
+    if (status != KVP_OK) {
+        core_spec_free(spec);
+        return status;
+    }
+    struct pool_state *pool = &core->pools[view->id.slot];
+    for (uint32_t rank = 0; rank < pool->n_slabs; rank++) {
+        struct slab_state *slab = &pool->slabs[rank];
+        snprintf(slab->device, sizeof(slab->device), "%s", spec->devices[rank]);
+        TRY(core_exec_slot(core, slab->device, &slab->executor));
+    }
+    core_joined_count(core, pool);
+    return KVP_OK;
+}
+
+static void adopt_session(struct kvp_core *core, const struct kvp_session_view *view)
+{
+    struct session_state *state = &core->sessions[view->id.slot];
+    state->generation = view->id.generation;
+    if (view->state == KVP_SESSION_ENDING)
+        core->ending++;
+    else
+        core_lease_renew(core, view);
+}
+
 enum kvp_status core_adopt(struct kvp_core *core)
 {
-    (void)core;
+    if (kvp_ledger_epoch(core->ledger) == 1)
+        return KVP_OK;
+    core->adopting = true;
+    core_due(core, core->now_ms);
+    for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
+        struct kvp_pool_view view;
+        if (kvp_pool_at(core->ledger, slot, &view) == KVP_OK)
+            TRY(adopt_pool(core, &view));
+    }
+    for (uint32_t slot = 0; slot < KVP_SESSIONS_MAX; slot++) {
+        struct kvp_session_view view;
+        if (kvp_session_at(core->ledger, slot, &view) == KVP_OK)
+            adopt_session(core, &view);
+    }
     return KVP_OK;
+}
+
+/* ---- announced ----------------------------------------------------------------------------------------------------------- */
+
+/* @return whether the ledger names it */
+static bool take_thing(struct kvp_core *core, struct kvp_thing thing, void *address, uint64_t bytes)
+{
+    struct kvp_attachment_view attachment;
+    if (thing.kind == KVP_THING_BUFFER || thing.a >= KVP_POOLS_MAX || core->pools[thing.a].id.generation == 0)
+        return false;
+    struct pool_state *pool = &core->pools[thing.a];
+    switch (thing.kind) {
+    case KVP_THING_TABLE:
+        if (bytes < core_table_bytes(pool->spec) || address == NULL)
+            return false;
+        pool->table = address;
+        pool->table_bytes = bytes;
+        return true;
+    case KVP_THING_TIMELINES:
+        if (bytes < KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX * sizeof(struct kvp_timeline) || address == NULL)
+            return false;
+        pool->timelines = address;
+        return true;
+    case KVP_THING_PROGRESS:
+        if (bytes < pool->spec->max_sequences * sizeof(uint64_t) || address == NULL ||
+            kvp_attachment_get(core->ledger, pool->id, thing.b, &attachment) != KVP_OK)
+            return false;
+        pool->attachments[thing.b].progress = address;
+        pool->attachments[thing.b].mapped = true; /* who was handed a progress page was handed slabs */
+        pool->attachments[thing.b].ask_nvml_ms = pool->host || attachment.nvml_seen ? NEVER : core->now_ms;
+        return true;
+    case KVP_THING_SLAB:
+        if (thing.b >= pool->n_slabs)
+            return false;
+        pool->slabs[thing.b].bytes = pool->slab_bytes;
+        return true;
+    case KVP_THING_BUFFER:
+        break;
+    }
+    return false;
 }
 
 void core_adopt_thing(struct kvp_core *core, struct kvp_thing thing, enum kvp_status status, void *address,
                       uint64_t bytes)
 {
-    (void)status;
-    (void)address;
-    (void)bytes;
+    if (core->adopting && status == KVP_OK && take_thing(core, thing, address, bytes))
+        return;
     core->act->thing_drop(core->ctx, thing);
+}
+
+void kvp_core_session_adopted(struct kvp_core *core, struct kvp_session_id session)
+{
+    if (session.slot < KVP_SESSIONS_MAX && session.generation != 0 &&
+        core->sessions[session.slot].generation == session.generation)
+        core->sessions[session.slot].connected = true;
+}
+
+/* ---- first tick ------------------------------------------------------------------------------------------------------------ */
+
+/* The memory of a lost pool's table and timelines, where there is none: nobody else sees it. */
+static bool stand_in(struct pool_state *pool)
+{
+    if (pool->table == NULL)
+        pool->table = pool->stand_in_table = calloc(1, core_table_bytes(pool->spec));
+    if (pool->timelines == NULL)
+        pool->timelines = pool->stand_in_timelines =
+            calloc(KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX, sizeof(struct kvp_timeline));
+    return pool->table != NULL && pool->timelines != NULL;
+}
+
+static void lose(struct kvp_core *core, struct pool_state *pool, const char *why)
+{
+    kvp_txn_begin(core->ledger);
+    CORE_ASSERT(kvp_pool_set_lost(core->ledger, pool->id) == KVP_OK);
+    kvp_txn_commit(core->ledger);
+    core_log(core, 2, "pool %s is lost: %s", pool->spec->name, why);
+}
+
+static void serve_pool(struct kvp_core *core, struct pool_state *pool)
+{
+    struct kvp_pool_view view;
+    const char *missing = pool->legacy             ? "its memory was an executor's (legacy handles)"
+                          : pool->table == NULL     ? "its table was not kept"
+                          : pool->timelines == NULL ? "its timelines were not kept"
+                                                    : NULL;
+    for (uint32_t rank = 0; missing == NULL && rank < pool->n_slabs; rank++) {
+        if (pool->slabs[rank].bytes == 0)
+            missing = "its memory was not kept";
+    }
+    if (kvp_pool_get(core->ledger, pool->id, &view) != KVP_OK)
+        return;
+    if (missing != NULL && view.state == KVP_POOL_LIVE)
+        lose(core, pool, missing);
+    if (!stand_in(pool)) {
+        core_log(core, 2, "pool %s: no memory for its state; it is not served", pool->spec->name);
+        return;
+    }
+    core_publish_header(core, pool, missing == NULL && view.state == KVP_POOL_LIVE ? KVP_TABLE_LIVE : KVP_TABLE_LOST);
+    core_publish_all(core, pool);
+    for (uint32_t slot = 0; slot < pool->spec->max_sequences; slot++) {
+        struct kvp_seq_view seq;
+        if (kvp_seq_at(core->ledger, pool->id, slot, &seq) == KVP_OK && seq.state == KVP_SEQ_OPEN &&
+            seq.pending_tokens != 0)
+            core_pending_add(core, pool, slot);
+    }
+    pool->reclaim_due = true;
+}
+
+static void end_unconnected(struct kvp_core *core)
+{
+    for (uint32_t slot = 0; slot < KVP_SESSIONS_MAX; slot++) {
+        struct kvp_session_view view;
+        if (kvp_session_at(core->ledger, slot, &view) != KVP_OK || view.state != KVP_SESSION_OPEN ||
+            view.spec.kind != KVP_SESSION_SOCKET || core->sessions[slot].connected)
+            continue;
+        core_log(core, 5, "session %u (pid %u) has no connection any more", slot, view.spec.pid);
+        core_session_end(core, view.id);
+    }
 }
 
 void core_adopt_tick(struct kvp_core *core)
 {
-    (void)core;
+    if (!core->adopting)
+        return;
+    core->adopting = false;
+    for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
+        if (core->pools[slot].id.generation != 0)
+            serve_pool(core, &core->pools[slot]);
+    }
+    core_jobs_adopt(core);
+    end_unconnected(core);
+    core_due(core, core->now_ms);
 }

@@ -147,6 +147,11 @@ enum kvp_status kvp_core_create(const struct kvp_core_config *config, const stru
                                 struct kvp_ledger *ledger, uint64_t now_ms, struct kvp_core **ret_core);
 void kvp_core_destroy(struct kvp_core *core); /* open calls are dropped unanswered; the ledger stays as it is */
 
+/*
+ * A ledger that is not empty is adopted: kvp_core_create reads it, the shell announces what was kept (thing_ready,
+ * session_adopted), and the first tick serves it. Calls come after that.
+ */
+
 /* The clock, monotonic, in ms: every other event is at the time last told. Does what is due; slices long work. */
 void kvp_core_tick(struct kvp_core *core, uint64_t now_ms);
 
@@ -158,6 +163,8 @@ void kvp_core_thing_ready(struct kvp_core *core, struct kvp_thing thing, enum kv
 /** A process connected to the session socket. @param start_time  of the process, clock ticks since boot; 0 unknown */
 enum kvp_status kvp_core_connect(struct kvp_core *core, const struct kvp_caller *caller, uint64_t start_time,
                                  struct kvp_session_id *ret_session);
+/** A socket session of the ledger whose connection was kept; before the first tick. Others have ended by then. */
+void kvp_core_session_adopted(struct kvp_core *core, struct kvp_session_id session);
 void kvp_core_disconnected(struct kvp_core *core, struct kvp_session_id session);  /* end-of-file, or CloseSession */
 void kvp_core_process_ended(struct kvp_core *core, struct kvp_session_id session); /* its pidfd fired */
 

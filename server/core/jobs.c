@@ -212,6 +212,24 @@ void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor)
     }
 }
 
+void core_jobs_adopt(struct kvp_core *core)
+{
+    for (uint32_t slot = 0; slot < KVP_JOBS_MAX; slot++) {
+        struct kvp_job_view view;
+        struct job_state *job = &core->jobs[slot];
+        if (job->id.generation != 0 || kvp_job_at(core->ledger, slot, &view) != KVP_OK)
+            continue;
+        *job = (struct job_state){.id = view.id,
+                                  .session = view.spec.session,
+                                  .pool = view.spec.pool,
+                                  .timeline = view.spec.timeline,
+                                  .value = view.spec.value};
+        core->open_jobs++;
+        core->unsent_jobs++;
+        end(core, job, KVP_EDEVICE, "the daemon was killed before an executor had this work");
+    }
+}
+
 /* ---- sending ------------------------------------------------------------------------------------------------------------------ */
 
 /* An earlier job of the same timeline must be with the same executor, or ended. */

@@ -49,6 +49,8 @@ void core_pool_unload(struct kvp_core *core, uint32_t slot)
     free(pool->planes);
     free(pool->attachments);
     free(pool->pending);
+    free(pool->stand_in_table);
+    free(pool->stand_in_timelines);
     memset(pool, 0, sizeof(*pool));
 }
 

@@ -95,6 +95,7 @@ struct pool_state {
     unsigned char *table;
     uint64_t table_bytes;
     struct kvp_timeline *timelines;
+    void *stand_in_table, *stand_in_timelines; /* of a lost pool that lacks them (adopt.c); else NULL */
     struct attachment_state *attachments; /* [KVP_ATTACHMENTS_MAX] */
     uint32_t joined;    /* attachments that joined another's group: when none, a word is looked up at once */
     bool reclaim_due;   /* rows may be in RECLAIM */
@@ -166,6 +167,7 @@ struct kvp_core {
     uint64_t told_ms; /* … as the shell was told last */
     bool host;        /* backend "host" */
     bool draining;
+    bool adopting; /* until the first tick */
     struct kvp_core_counts counts;
 
     struct pool_state pools[KVP_POOLS_MAX];
@@ -341,6 +343,8 @@ void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor);
  * word is cleared. */
 uint64_t core_job_next_value(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 bool core_session_has_jobs(const struct kvp_core *core, struct kvp_session_id session);
+/* Jobs that an earlier daemon left: those that no executor has in hand have failed. */
+void core_jobs_adopt(struct kvp_core *core);
 /* Fail what can't be done any more: jobs of a pool. */
 void core_jobs_fail_pool(struct kvp_core *core, struct kvp_pool_id pool, enum kvp_status status, const char *why);
 
