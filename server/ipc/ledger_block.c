@@ -39,6 +39,9 @@ enum kvp_status kvp_ledger_block_back(struct kvp_ledger_block *block, uint64_t o
 {
     if (offset > block->bytes || bytes > block->bytes - offset)
         return KVP_EINVAL;
+    /* The ledger needs zeroed memory here, and who used it before may have died before giving it back. */
+    if (fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) != 0)
+        return KVP_ENOMEM;
     return kvp_back(block->fd, offset, bytes);
 }
 
