@@ -367,7 +367,7 @@ static void log_end(const struct link *link)
     if (waitid((idtype_t)P_PIDFD, (id_t)link->pidfd, &info, WEXITED | WNOHANG) != 0 || info.si_pid == 0)
         return; /* another's child: an earlier daemon started it */
     if (info.si_code == CLD_EXITED && info.si_status == 0)
-        kvp_log(LOG_INFO, "executor %u (pid %d) ended", link->slot, (int)link->pid);
+        kvp_log(LOG_DEBUG, "executor %u (pid %d) ended", link->slot, (int)link->pid);
     else
         kvp_log(LOG_WARNING, "executor %u (pid %d) %s %d", link->slot, (int)link->pid,
                 info.si_code == CLD_EXITED ? "exited with" : "died of signal", info.si_status);
@@ -430,7 +430,7 @@ static void launch(struct link *link, const char *device)
         abort(); /* epoll takes sockets and pidfds alike; what else failed is memory */
     link->references += 2;
     uv_poll_start(&link->on_process, UV_READABLE, on_process);
-    kvp_log(LOG_INFO, "executor %u started for %s: pid %d", link->slot, device[0] != 0 ? device : "the first GPU",
+    kvp_log(LOG_DEBUG, "executor %u started for %s: pid %d", link->slot, device[0] != 0 ? device : "the first GPU",
             (int)link->pid);
 }
 
@@ -501,7 +501,10 @@ unsigned kvp_executors_stop_all(struct kvp_executors *executors)
 
 void kvp_executors_close(struct kvp_executors *executors)
 {
-    while (executors->links != NULL)
+    while (executors->links != NULL) {
+        if (executors->links->pidfd >= 0)
+            syscall(SYS_pidfd_send_signal, executors->links->pidfd, SIGKILL, NULL, 0);
         link_free(executors->links);
+    }
     free(executors);
 }

@@ -41,7 +41,7 @@ void kvp_executors_stop(struct kvp_executors *executors, uint32_t slot);
 /** End-of-file to all of them, without a word to the core. @return how many processes have not ended */
 unsigned kvp_executors_stop_all(struct kvp_executors *executors);
 unsigned kvp_executors_running(const struct kvp_executors *executors);
-/** Close what is left; processes that have not ended are left to the end-of-file. */
+/** Close what is left; processes that have not ended since kvp_executors_stop_all are killed. */
 void kvp_executors_close(struct kvp_executors *executors);
 
 #endif
