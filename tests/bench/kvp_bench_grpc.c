@@ -1,18 +1,25 @@
 /**
  * GetSeqLens over gRPC on a Unix socket, beside a bare echo of the same thread model and the same message sizes, in one
- * run: rounds of calls go to one and to the other in turn, so that both see the same machine.
+ * run: short rounds of calls go to one and to the other in turn, so that both see the same machine.
  *
- *     kvp_bench_grpc [--batch SEQUENCES] [--rounds N] [--calls-per-round N] [--check]
+ *     kvp_bench_grpc [--batch SEQUENCES] [--trials N] [--rounds N] [--calls N] [--check]
  *
- * Prints one JSON object: p50 and p99 of both in µs, and the ratio of the p50s (bar: 1.2). --check: exit 1 over the bar.
- * Starts both servers itself; kvpoold is $KVPOOL_BIN_DIR/kvpoold.
+ * A trial starts both servers anew (kvpoold is $KVPOOL_BIN_DIR/kvpoold) and makes `rounds` rounds of `calls` calls to each.
+ * Where the kernel puts their threads, together or apart, is worth 40 % to either, and lasts for a trial: so the ratio
+ * that counts is the median of the trials' ratios of p50s.
+ *
+ * Prints one JSON object: that ratio (bar: 1.2), each trial's, and the medians of p50 and p99 in µs. --check: exit 1 over
+ * the bar.
  */
-#include "daemon.h"
+#include "bench_daemon.h"
 #include "grpc_echo.h"
+#include "kvp_limits.h"
+#include "kvpool.pb-c.h"
 #include "rpc_client.h"
 
 #include <fcntl.h>
 #include <signal.h>
+#include <stddef.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -23,10 +30,16 @@
 #define RATIO_BAR      1.2
 #define SERVICE        "/kvpool.v1.KvPool/"
 #define MESSAGE_BYTES_MAX 65536
+#define TRIALS_MAX     101
 
 struct options {
-    unsigned batch, rounds, calls;
+    unsigned batch, trials, rounds, calls;
     bool check;
+};
+
+struct figures {
+    double echo_p50, echo_p99, kvpool_p50, kvpool_p99, ratio;
+    size_t request_bytes, reply_bytes;
 };
 
 struct side {
@@ -34,12 +47,6 @@ struct side {
     double *us;
     unsigned n;
 };
-
-static void fail(const char *what)
-{
-    fprintf(stderr, "kvp_bench_grpc: %s\n", what);
-    exit(2);
-}
 
 static double now_us(void)
 {
@@ -61,11 +68,11 @@ static ProtobufCMessage *call(struct rpc_client *client, const char *path, const
     size_t n = protobuf_c_message_get_packed_size(request);
 
     if (n > sizeof(bytes))
-        fail("a request that is too large");
+        bench_fail("a request that is too large");
     protobuf_c_message_pack(request, bytes);
     rpc_client_call(client, path, bytes, n, 20000, NULL, &answer);
     if (answer.code != GRPC_STATUS_OK)
-        fail(answer.text);
+        bench_fail(answer.text);
     if (type != NULL)
         reply = protobuf_c_message_unpack(type, NULL, answer.reply_bytes, answer.reply);
     free(answer.reply);
@@ -80,7 +87,7 @@ static char *open_session(struct rpc_client *client)
     char *token;
 
     if (reply == NULL)
-        fail("no session");
+        bench_fail("no session");
     token = strdup(reply->session);
     kvpool__v1__open_session_reply__free_unpacked(reply, NULL);
     return token;
@@ -129,7 +136,7 @@ static size_t prepare(struct rpc_client *client, unsigned batch, unsigned char *
     open.keys = keys;
     opened = (void *)call(client, SERVICE "OpenSequences", &open.base, &kvpool__v1__open_sequences_reply__descriptor);
     if (opened == NULL || opened->n_seqs != batch)
-        fail("no sequences");
+        bench_fail("no sequences");
     advance.n_seqs = request.n_seqs = batch;
     advance.seqs = request.seqs = opened->seqs;
     advance.n_reserved = advance.n_written = batch;
@@ -143,20 +150,20 @@ static size_t prepare(struct rpc_client *client, unsigned batch, unsigned char *
 
 /* ---- the echo ---------------------------------------------------------------------------------------------------------- */
 
-static pid_t start_echo(char folder[200], char path[240], size_t reply_bytes)
+static pid_t start_echo(char folder[64], char path[80], size_t reply_bytes)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     char fd_text[16], bytes_text[24];
     pid_t child;
 
-    test_folder(folder);
-    snprintf(path, 240, "%s/echo.sock", folder);
+    bench_folder(folder);
+    snprintf(path, 80, "%s/echo.sock", folder);
     if (fd < 0 || strlen(path) >= sizeof(address.sun_path))
-        fail("no socket");
+        bench_fail("no socket");
     strcpy(address.sun_path, path);
     if (bind(fd, (struct sockaddr *)&address, sizeof(address)) != 0 || listen(fd, 16) != 0)
-        fail("the echo's socket");
+        bench_fail("the echo's socket");
     fcntl(fd, F_SETFD, 0);
     snprintf(fd_text, sizeof(fd_text), "%d", fd);
     snprintf(bytes_text, sizeof(bytes_text), "%zu", reply_bytes);
@@ -168,7 +175,7 @@ static pid_t start_echo(char folder[200], char path[240], size_t reply_bytes)
     }
     close(fd);
     if (child < 0)
-        fail("no process for the echo");
+        bench_fail("no process for the echo");
     return child;
 }
 
@@ -184,14 +191,14 @@ static void stop_echo(pid_t echo, const char *folder, const char *path)
 
 static void open_side(struct side *side, const char *path, unsigned n)
 {
-    char target[260];
+    char target[96];
 
     snprintf(target, sizeof(target), "unix:%s", path);
     rpc_client_open(&side->client, target, NULL);
     side->us = calloc(n, sizeof(*side->us));
     side->n = 0;
     if (side->us == NULL)
-        fail("out of memory");
+        bench_fail("out of memory");
 }
 
 static void close_side(struct side *side)
@@ -210,9 +217,9 @@ static void measure(struct side *side, const unsigned char *bytes, size_t n, uns
         rpc_client_call(&side->client, SERVICE "GetSeqLens", bytes, n, 20000, NULL, &answer);
         us = now_us() - begun;
         if (answer.code != GRPC_STATUS_OK)
-            fail(answer.text);
+            bench_fail(answer.text);
         if (answer.reply_bytes != reply_bytes)
-            fail("the replies differ in size");
+            bench_fail("the replies differ in size");
         free(answer.reply);
         if (count)
             side->us[side->n++] = us;
@@ -232,21 +239,20 @@ static double quantile(struct side *side, double q)
     return side->us[(size_t)(q * (side->n - 1))];
 }
 
-static int run(const struct options *options)
+static struct figures try_once(const struct options *options)
 {
     static unsigned char bytes[MESSAGE_BYTES_MAX];
     size_t reply_bytes = options->batch * sizeof(uint32_t), n;
-    char folder[200], echo_path[240], grpc_path[240];
-    struct test_daemon daemon;
+    char folder[64], echo_path[80], grpc_path[80];
     struct side echo_side, kvpool_side;
-    double ratio;
+    struct bench_daemon daemon;
+    struct figures figures;
     pid_t echo;
 
     reply_bytes += reply_bytes < 128 ? 2 : 3; /* tag and length of the packed field */
-    test_daemon_start(&daemon, NULL, NULL);
+    bench_daemon_start(&daemon);
     echo = start_echo(folder, echo_path, reply_bytes);
-    snprintf(grpc_path, sizeof(grpc_path), "%.200s/grpc.sock", daemon.dir);
-    grpc_init();
+    snprintf(grpc_path, sizeof(grpc_path), "%s/grpc.sock", daemon.folder);
     open_side(&kvpool_side, grpc_path, options->rounds * options->calls);
     open_side(&echo_side, echo_path, options->rounds * options->calls);
     n = prepare(&kvpool_side.client, options->batch, bytes);
@@ -254,45 +260,92 @@ static int run(const struct options *options)
         measure(&echo_side, bytes, n, options->calls, reply_bytes, round > 0);
         measure(&kvpool_side, bytes, n, options->calls, reply_bytes, round > 0);
     }
-    ratio = quantile(&kvpool_side, 0.5) / quantile(&echo_side, 0.5);
-    printf("{\"bench\": \"grpc_get_seq_lens\", \"batch\": %u, \"calls\": %u, \"request_bytes\": %zu, "
-           "\"reply_bytes\": %zu, \"echo_p50_us\": %.1f, \"echo_p99_us\": %.1f, \"kvpoold_p50_us\": %.1f, "
-           "\"kvpoold_p99_us\": %.1f, \"ratio\": %.3f, \"bar\": %.1f}\n",
-           options->batch, kvpool_side.n, n, reply_bytes, quantile(&echo_side, 0.5), quantile(&echo_side, 0.99),
-           quantile(&kvpool_side, 0.5), quantile(&kvpool_side, 0.99), ratio, RATIO_BAR);
+    figures = (struct figures){.echo_p50 = quantile(&echo_side, 0.5),
+                               .echo_p99 = quantile(&echo_side, 0.99),
+                               .kvpool_p50 = quantile(&kvpool_side, 0.5),
+                               .kvpool_p99 = quantile(&kvpool_side, 0.99),
+                               .request_bytes = n,
+                               .reply_bytes = reply_bytes};
+    figures.ratio = figures.kvpool_p50 / figures.echo_p50;
     close_side(&kvpool_side);
     close_side(&echo_side);
-    grpc_shutdown_blocking();
     stop_echo(echo, folder, echo_path);
-    if (test_daemon_stop(&daemon) != 0)
-        fail("kvpoold did not end well");
+    bench_daemon_stop(&daemon);
+    return figures;
+}
+
+static double median(const struct figures *figures, unsigned n, size_t field)
+{
+    double values[TRIALS_MAX];
+
+    for (unsigned i = 0; i < n; i++)
+        memcpy(&values[i], (const char *)&figures[i] + field, sizeof(values[i]));
+    qsort(values, n, sizeof(*values), by_value);
+    return values[n / 2];
+}
+
+static int run(const struct options *options)
+{
+    struct figures figures[TRIALS_MAX] = {0};
+    unsigned n = options->trials;
+    double ratio;
+
+    grpc_init();
+    for (unsigned i = 0; i < n; i++)
+        figures[i] = try_once(options);
+    grpc_shutdown_blocking();
+    ratio = median(figures, n, offsetof(struct figures, ratio));
+    printf("{\"bench\": \"grpc_get_seq_lens\", \"batch\": %u, \"calls\": %u, \"request_bytes\": %zu, "
+           "\"reply_bytes\": %zu, \"echo_p50_us\": %.1f, \"echo_p99_us\": %.1f, \"kvpoold_p50_us\": %.1f, "
+           "\"kvpoold_p99_us\": %.1f, \"ratio\": %.3f, \"bar\": %.1f, \"ratios\": [",
+           options->batch, n * options->rounds * options->calls, figures[0].request_bytes, figures[0].reply_bytes,
+           median(figures, n, offsetof(struct figures, echo_p50)),
+           median(figures, n, offsetof(struct figures, echo_p99)),
+           median(figures, n, offsetof(struct figures, kvpool_p50)),
+           median(figures, n, offsetof(struct figures, kvpool_p99)), ratio, RATIO_BAR);
+    for (unsigned i = 0; i < n; i++)
+        printf("%s%.3f", i > 0 ? ", " : "", figures[i].ratio);
+    printf("]}\n");
     return options->check && ratio > RATIO_BAR ? 1 : 0;
+}
+
+static bool parse(int argc, char **argv, struct options *ret_options)
+{
+    const struct {
+        const char *name;
+        unsigned *value, max;
+    } numbers[] = {{"--batch", &ret_options->batch, KVP_BATCH_MAX},
+                   {"--trials", &ret_options->trials, TRIALS_MAX},
+                   {"--rounds", &ret_options->rounds, 100000},
+                   {"--calls", &ret_options->calls, 10000}};
+
+    for (int i = 1; i < argc; i++) {
+        size_t k = 0;
+
+        if (strcmp(argv[i], "--check") == 0) {
+            ret_options->check = true;
+            continue;
+        }
+        while (k < 4 && strcmp(argv[i], numbers[k].name) != 0)
+            k++;
+        if (k == 4 || ++i == argc)
+            return false;
+        *numbers[k].value = (unsigned)strtoul(argv[i], NULL, 10);
+        if (*numbers[k].value < 1 || *numbers[k].value > numbers[k].max)
+            return false;
+    }
+    return true;
 }
 
 int main(int argc, char **argv)
 {
-    struct options options = {.batch = 64, .rounds = 20, .calls = 200};
+    struct options options = {.batch = 64, .trials = 9, .rounds = 40, .calls = 20};
 
     if (argc == 4 && strcmp(argv[1], "--echo") == 0) {
         grpc_echo_serve(atoi(argv[2]), strtoul(argv[3], NULL, 10));
         return 1;
     }
-    for (int i = 1; i < argc; i++) {
-        unsigned value = i + 1 < argc ? (unsigned)strtoul(argv[i + 1], NULL, 10) : 0;
-
-        if (strcmp(argv[i], "--check") == 0) {
-            options.check = true;
-            continue;
-        }
-        if (strcmp(argv[i], "--batch") == 0 && value >= 1 && value <= KVP_BATCH_MAX)
-            options.batch = value;
-        else if (strcmp(argv[i], "--rounds") == 0 && value >= 1 && value <= 100000)
-            options.rounds = value;
-        else if (strcmp(argv[i], "--calls-per-round") == 0 && value >= 1 && value <= 100000)
-            options.calls = value;
-        else
-            fail("usage: kvp_bench_grpc [--batch SEQUENCES] [--rounds N] [--calls-per-round N] [--check]");
-        i++;
-    }
+    if (!parse(argc, argv, &options))
+        bench_fail("usage: kvp_bench_grpc [--batch SEQUENCES] [--trials N] [--rounds N] [--calls N] [--check]");
     return run(&options);
 }
