@@ -37,6 +37,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default) /* exported by libkvpool.so, which carries them */
 
 #define KVP_INDEX_BATCH_MAX 4096 /* sequences in one index step */
 #define KVP_LAUNCH_PLANES   256  /* planes in one launch; a call with more launches as often as it takes */
@@ -434,6 +435,7 @@ static inline struct kvp_plane_view kvp_plane_view_of(const struct kvp_layout_sp
     return view;
 }
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

@@ -36,6 +36,7 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#pragma GCC visibility push(default) /* exported by libkvpool.so, which carries them */
 
 /* The values are those of kvpool.proto. */
 enum kvp_dtype {
@@ -123,6 +124,7 @@ enum kvp_status kvp_layout_compute(const struct kvp_layout_spec *spec, struct kv
  */
 void kvp_layout_digest(const struct kvp_layout_spec *spec, uint64_t ret_digest[2]);
 
+#pragma GCC visibility pop
 #ifdef __cplusplus
 }
 #endif

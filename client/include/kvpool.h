@@ -218,13 +218,13 @@ struct kvp_attach_options {
 /**
  * Map a pool: its slabs, one a rank, its table (read-only), this session's progress page, and its timelines.
  *
- * Cost: a mapping each, and on CUDA pools about 1 ms a GiB for access rights. No page is touched.
+ * A session attaches once: a pool that it has attached already is mapped again, as by another process of a session by
+ * lease. Cost: a mapping each, and on CUDA pools about 1 ms a GiB for access rights. No page is touched.
  *
  * @param options  NULL: all defaults
  *
  * @retval KVP_ENOENT     there is no pool of that name
  * @retval KVP_EMISMATCH  layout digest, model or ABI version differ
- * @retval KVP_EEXIST     this session has it attached already
  * @retval KVP_ELIMIT     KVP_ATTACHMENTS_MAX sessions have
  * @retval KVP_ELOST      its memory is gone
  * @retval KVP_ENODEV     a CUDA pool, and no driver or no GPU of that UUID is here

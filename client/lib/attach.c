@@ -10,9 +10,9 @@
  *   progress         memfd                   mmap, read and write
  *   timelines        memfd                   mmap, read and write; on CUDA registered with the driver
  *
- * All or nothing: on failure what was mapped is unmapped, and the daemon is told to detach again. A pool stays in its
- * client's list until kvp_detach or kvp_disconnect; when the session is found to be gone, it is marked there, once and
- * for good.
+ * All or nothing: on failure what was mapped is unmapped, and the daemon is told to detach again (a session by lease
+ * may have it attached from before, and keeps it). A pool stays in its client's list until kvp_detach or
+ * kvp_disconnect; when the session is found to be gone, it is marked there, once and for good.
  */
 #include "cuda.h"
 #include "internal.h"
@@ -271,7 +271,8 @@ enum kvp_status kvp_attach(struct kvp_client *client, const char *name, const st
             char text[512];
 
             snprintf(text, sizeof(text), "%s", kvp_error_text());
-            tell_detach(client, NULL, name);
+            if (client->token[0] == 0)
+                tell_detach(client, NULL, name);
             kvp_fail(status, "%s", text);
         }
     }

@@ -1,0 +1,124 @@
+/**
+ * What the commands of kvpool share: the table they are entries of, the options, the output.
+ *
+ * A command is one struct cli_command. Its options, usage, help and the keys of its --json document are fields of it,
+ * so that parsing and help come from the same place. main.c finds the command by its words, lets argp parse its
+ * options, connects if it needs the daemon, and runs it; the exit status is 0, 1 (it failed, and said so on stderr) or
+ * 2 (usage).
+ */
+#ifndef KVPOOL_CLI_H
+#define KVPOOL_CLI_H
+
+#include "kvpool.h"
+
+#include <argp.h>
+#include <jansson.h>
+
+/* Options of all commands; each command lists those that it takes. Values beyond char: they have no short form. */
+enum cli_key {
+    CLI_KEY_FIRST = 300,
+    CLI_JSON = CLI_KEY_FIRST,
+    CLI_WAIT,
+    CLI_SESSION,
+    CLI_PAGES,
+    CLI_PAGE_TOKENS,
+    CLI_LAYERS,
+    CLI_KV_HEADS,
+    CLI_HEAD_DIM,
+    CLI_DTYPE,
+    CLI_MLA,
+    CLI_ORDER,
+    CLI_PLACEMENT,
+    CLI_JOINED,
+    CLI_RESERVED_PAGES,
+    CLI_MAX_SEQUENCES,
+    CLI_MAX_TOKENS,
+    CLI_MODEL,
+    CLI_DEVICES,
+    CLI_LEGACY_IPC,
+    CLI_LINGER_MS,
+    CLI_LEASE_MS,
+    CLI_NAME,
+    CLI_RESUME,
+    CLI_DURABLE,
+    CLI_TRUNCATE,
+    CLI_TOKENS,
+    CLI_AT,
+    CLI_FILE,
+    CLI_ALL,
+    CLI_TRACE,
+    CLI_SECONDS,
+    CLI_INJECT_FAULT,
+    CLI_KEY_END,
+};
+
+struct cli_command;
+
+/* One run of the program. */
+struct cli {
+    const struct cli_command *command;
+    const char *endpoint;                            /* NULL: the library's default */
+    const char *values[CLI_KEY_END - CLI_KEY_FIRST]; /* NULL: not given; "" of a flag */
+    char *const *arguments;                          /* [n_arguments] behind the command's words */
+    int n_arguments;
+    struct kvp_client *client;
+};
+
+struct cli_command {
+    const char *words;     /* "pool create" */
+    const char *arguments; /* for the usage line: "POOL SEQ…" */
+    const char *help;      /* one sentence */
+    const char *json;      /* the document that --json prints */
+    const struct argp_option *options;
+    int min_arguments, max_arguments;
+    bool own_session; /* it works in sessions of its own, whatever --session says */
+    bool hidden;
+    int (*run)(struct cli *cli);
+};
+
+/* Each ends with an entry without words. */
+extern const struct cli_command cli_status_commands[], cli_pool_commands[], cli_session_commands[],
+    cli_sequence_commands[], cli_demo_commands[];
+
+static inline const char *cli_value(const struct cli *cli, enum cli_key key)
+{
+    return cli->values[key - CLI_KEY_FIRST];
+}
+
+static inline bool cli_json(const struct cli *cli)
+{
+    return cli_value(cli, CLI_JSON) != NULL;
+}
+
+/** What to do where no daemon answers: a line on stderr. */
+void cli_say_how_to_start(void);
+
+/* ---- output.c ------------------------------------------------------------------------------------------------------
+ */
+
+/** "kvpool: WHAT: the library's text (KVP_ENAME)" on stderr. @return 1, to be returned by the command */
+int cli_failed(const char *what, enum kvp_status status);
+/** "kvpool: TEXT" on stderr, with a word on --help. @return 2 */
+int cli_usage(const struct cli *cli, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/** Print a document and drop it. @return 0; 1 where stdout can not be written or the document could not be made */
+int cli_print_json(json_t *document);
+
+/** The number of an option; `fallback` where it is not given. @return false: said on stderr */
+bool cli_number(const struct cli *cli, enum cli_key key, uint64_t fallback, uint64_t min, uint64_t max,
+                uint64_t *ret_number);
+bool cli_parse_number(const struct cli *cli, const char *what, const char *text, uint64_t min, uint64_t max,
+                      uint64_t *ret_number);
+
+/** A handle as it is written: "SLOT.GENERATION". @return false: said on stderr */
+bool cli_parse_seq(const struct cli *cli, const char *text, struct kvp_seq *ret_seq);
+#define CLI_SEQ_BYTES 24
+const char *cli_seq_text(struct kvp_seq seq, char text[CLI_SEQ_BYTES]);
+
+/** "1.5 GiB" */
+#define CLI_AMOUNT_BYTES 24
+const char *cli_bytes_text(uint64_t bytes, char text[CLI_AMOUNT_BYTES]);
+
+const char *cli_hex(const uint8_t *bytes, size_t n, char *text); /* text: 2 n + 1 */
+
+#endif

@@ -1,0 +1,226 @@
+/**
+ * kvpool [-e ENDPOINT] [--json] COMMAND: finds the command in the tables, parses its options, connects, runs it.
+ *
+ *   argv ── program's options ──► words of the command ──► argp: the command's options, and the program's ──► run
+ *
+ * Options of the program may stand before or behind the command. Nothing of a command is here but its place in
+ * `groups`.
+ */
+#include "cli.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct cli_command *const groups[] = {cli_status_commands, cli_pool_commands, cli_session_commands,
+                                                   cli_sequence_commands, cli_demo_commands};
+#define GROUPS (sizeof(groups) / sizeof(groups[0]))
+
+static const struct argp_option common_options[] = {
+    {"endpoint", 'e', "PATH", 0, "Session socket of the daemon; else $KVPOOL_ENDPOINT, else " KVP_ENDPOINT_DEFAULT, 0},
+    {"json", CLI_JSON, NULL, 0, "Print one JSON document", 0},
+    {"session", CLI_SESSION, "TOKEN", 0, "Session by lease to work in; else $KVPOOL_SESSION", 0},
+    {"wait", CLI_WAIT, "SECONDS", 0, "Wait for the daemon for so long; else it must be there", 0},
+    {0}};
+
+static error_t parse_common(int key, char *argument, struct argp_state *state)
+{
+    struct cli *cli = state->input;
+
+    switch (key) {
+    case 'e':
+        cli->endpoint = argument;
+        return 0;
+    case CLI_JSON:
+    case CLI_SESSION:
+    case CLI_WAIT:
+        cli->values[key - CLI_KEY_FIRST] = argument != NULL ? argument : "";
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp common_argp = {.options = common_options, .parser = parse_common};
+static const struct argp_child common_child[] = {{&common_argp, 0, "Of every command:", 90}, {0}};
+
+/* ---- which command -------------------------------------------------------------------------------------------------
+ */
+
+/* The first word that is no option ends the program's own part; it is left in cli->n_arguments. */
+static error_t parse_program(int key, char *argument, struct argp_state *state)
+{
+    struct cli *cli = state->input;
+
+    (void)argument;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = cli;
+        return 0;
+    case ARGP_KEY_ARG:
+        cli->n_arguments = state->next - 1;
+        state->next = state->argc;
+        return 0;
+    case ARGP_KEY_NO_ARGS:
+        argp_error(state, "a command is wanted");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static char *list_commands(int key, const char *text, void *input)
+{
+    size_t bytes = 32, used;
+    char *list;
+
+    (void)input;
+    if (key != ARGP_KEY_HELP_POST_DOC)
+        return (char *)text;
+    for (size_t g = 0; g < GROUPS; g++)
+        for (const struct cli_command *c = groups[g]; c->words != NULL; c++)
+            bytes += strlen(c->words) + strlen(c->arguments) + strlen(c->help) + 64;
+    list = malloc(bytes);
+    if (list == NULL)
+        return NULL;
+    used = (size_t)sprintf(list, "Commands:\n");
+    for (size_t g = 0; g < GROUPS; g++) {
+        for (const struct cli_command *c = groups[g]; c->words != NULL; c++) {
+            char usage[128];
+
+            if (c->hidden)
+                continue;
+            snprintf(usage, sizeof(usage), "%s %s", c->words, c->arguments);
+            used += (size_t)sprintf(list + used, "  %-28s %s\n", usage, c->help);
+        }
+    }
+    return list;
+}
+
+/* The command whose words stand at argv[at]. @param ret_words  how many they are */
+static const struct cli_command *find_command(int argc, char **argv, int at, int *ret_words)
+{
+    for (size_t g = 0; g < GROUPS; g++) {
+        for (const struct cli_command *c = groups[g]; c->words != NULL; c++) {
+            const char *space = strchr(c->words, ' ');
+            size_t first = space != NULL ? (size_t)(space - c->words) : strlen(c->words);
+
+            if (strlen(argv[at]) != first || strncmp(argv[at], c->words, first) != 0)
+                continue;
+            if (space != NULL && (at + 1 >= argc || strcmp(argv[at + 1], space + 1) != 0))
+                continue;
+            *ret_words = space != NULL ? 2 : 1;
+            return c;
+        }
+    }
+    return NULL;
+}
+
+/* ---- its options ---------------------------------------------------------------------------------------------------
+ */
+
+static error_t parse_command(int key, char *argument, struct argp_state *state)
+{
+    struct cli *cli = state->input;
+
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = cli;
+        return 0;
+    case ARGP_KEY_ARGS:
+        cli->arguments = state->argv + state->next;
+        cli->n_arguments = state->argc - state->next;
+        state->next = state->argc;
+        return 0;
+    case ARGP_KEY_END:
+        if (cli->n_arguments < cli->command->min_arguments)
+            argp_error(state, "%s is wanted", cli->command->arguments);
+        if (cli->n_arguments > cli->command->max_arguments)
+            argp_error(state, "too many arguments: `%s'", cli->arguments[cli->command->max_arguments]);
+        return 0;
+    default:
+        if (key < CLI_KEY_FIRST || key >= CLI_KEY_END)
+            return ARGP_ERR_UNKNOWN;
+        cli->values[key - CLI_KEY_FIRST] = argument != NULL ? argument : "";
+        return 0;
+    }
+}
+
+static void parse_options(struct cli *cli, int argc, char **argv)
+{
+    static const struct argp_option none[] = {{0}};
+    static char name[64];
+    const struct cli_command *command = cli->command;
+    char doc[2048];
+    const struct argp argp = {.options = command->options != NULL ? command->options : none,
+                              .parser = parse_command,
+                              .args_doc = command->arguments,
+                              .doc = doc,
+                              .children = common_child};
+
+    snprintf(name, sizeof(name), "kvpool %s", command->words);
+    snprintf(doc, sizeof(doc), "%s\v%s%s", command->help, command->json != NULL ? "With --json: " : "",
+             command->json != NULL ? command->json : "");
+    argv[0] = name;
+    cli->n_arguments = 0;
+    argp_parse(&argp, argc, argv, 0, NULL, cli);
+}
+
+/* ---- the run -------------------------------------------------------------------------------------------------------
+ */
+
+void cli_say_how_to_start(void)
+{
+    fputs("kvpool: is the daemon running? `systemctl start kvpoold' starts the service;\n"
+          "        `kvpoold --runtime-dir DIR' one of your own, which `kvpool -e DIR/kvpool.sock' talks to\n",
+          stderr);
+}
+
+static int connect_and_run(struct cli *cli)
+{
+    struct kvp_connect_options options = {0};
+    enum kvp_status status;
+    uint64_t wait_s;
+    int result;
+
+    if (cli_value(cli, CLI_SESSION) == NULL)
+        cli->values[CLI_SESSION - CLI_KEY_FIRST] = getenv("KVPOOL_SESSION");
+    if (!cli_number(cli, CLI_WAIT, 0, 0, 86400, &wait_s))
+        return 2;
+    options.connect_ms = (uint32_t)(wait_s * 1000);
+    options.session = cli->command->own_session ? NULL : cli_value(cli, CLI_SESSION);
+    status = kvp_connect(cli->endpoint, &options, &cli->client);
+    if (status != KVP_OK) {
+        cli_failed("connecting", status);
+        if (status == KVP_EDISCONNECTED)
+            cli_say_how_to_start();
+        return 1;
+    }
+    result = cli->command->run(cli);
+    kvp_disconnect(cli->client);
+    return result;
+}
+
+int main(int argc, char **argv)
+{
+    const struct argp argp = {.parser = parse_program,
+                              .args_doc = "COMMAND [ARGUMENT…]",
+                              .doc = "Work with kvpool, the KV cache that outlives its processes.\v",
+                              .children = common_child,
+                              .help_filter = list_commands};
+    struct cli cli = {0};
+    int at, words = 0;
+
+    argp_program_version = "kvpool " KVPOOL_VERSION;
+    argp_err_exit_status = 2;
+    argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &cli);
+    at = cli.n_arguments;
+    cli.command = find_command(argc, argv, at, &words);
+    if (cli.command == NULL) {
+        fprintf(stderr, "kvpool: `%s%s%s' is no command\nTry `kvpool --help'.\n", argv[at], at + 1 < argc ? " " : "",
+                at + 1 < argc ? argv[at + 1] : "");
+        return 2;
+    }
+    parse_options(&cli, argc - at - words + 1, argv + at + words - 1);
+    return connect_and_run(&cli);
+}

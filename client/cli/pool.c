@@ -1,0 +1,352 @@
+/**
+ * kvpool pool create|list|show|delete.
+ *
+ * A pool is described by its model's shape: so many layers of K and V with equal heads, or of MLA's CKV and KPE. What
+ * is not uniform over the layers is made by the library or over gRPC.
+ */
+#include "cli.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- names of values -----------------------------------------------------------------------------------------------
+ */
+
+struct word {
+    const char *text;
+    uint32_t value;
+};
+static const struct word dtypes[] = {{"fp32", KVP_DTYPE_F32},
+                                     {"fp16", KVP_DTYPE_F16},
+                                     {"bf16", KVP_DTYPE_BF16},
+                                     {"fp8_e4m3", KVP_DTYPE_FP8_E4M3},
+                                     {"fp8_e5m2", KVP_DTYPE_FP8_E5M2},
+                                     {"u8", KVP_DTYPE_U8},
+                                     {0}};
+static const struct word orders[] = {{"nhd", KVP_ORDER_NHD}, {"hnd", KVP_ORDER_HND}, {0}};
+static const struct word placements[] = {{"layer", KVP_PLACEMENT_LAYER}, {"page", KVP_PLACEMENT_PAGE}, {0}};
+static const struct word components[] = {
+    {"k", KVP_COMPONENT_K}, {"v", KVP_COMPONENT_V}, {"ckv", KVP_COMPONENT_CKV}, {"kpe", KVP_COMPONENT_KPE}, {0}};
+
+static const char *word_of(const struct word *words, uint32_t value)
+{
+    for (; words->text != NULL; words++)
+        if (words->value == value)
+            return words->text;
+    return "?";
+}
+
+static bool parse_word(const struct cli *cli, const struct word *words, enum cli_key key, uint32_t fallback,
+                       uint32_t *ret_value)
+{
+    const char *text = cli_value(cli, key);
+    char all[128] = "";
+
+    *ret_value = fallback;
+    if (text == NULL)
+        return true;
+    for (const struct word *w = words; w->text != NULL; w++) {
+        if (strcmp(w->text, text) == 0) {
+            *ret_value = w->value;
+            return true;
+        }
+        snprintf(all + strlen(all), sizeof(all) - strlen(all), "%s%s", w == words ? "" : ", ", w->text);
+    }
+    cli_usage(cli, "`%s' is none of %s", text, all);
+    return false;
+}
+
+/* ---- create --------------------------------------------------------------------------------------------------------
+ */
+
+static const struct argp_option create_options[] = {
+    {"pages", CLI_PAGES, "N", 0, "Pages in the pool (needed)", 0},
+    {"page-tokens", CLI_PAGE_TOKENS, "N", 0, "Tokens in a page (16)", 0},
+    {"layers", CLI_LAYERS, "N", 0, "Layers of the model (32)", 0},
+    {"kv-heads", CLI_KV_HEADS, "N", 0, "K and V heads of a layer (8)", 0},
+    {"head-dim", CLI_HEAD_DIM, "N", 0, "Elements of a head (128)", 0},
+    {"mla", CLI_MLA, "CKV,KPE", 0, "MLA of these widths, as 512,64, in place of K and V", 0},
+    {"dtype", CLI_DTYPE, "TYPE", 0, "fp32, fp16 (default), bf16, fp8_e4m3, fp8_e5m2, u8", 0},
+    {"order", CLI_ORDER, "ORDER", 0, "In a page: nhd (default) or hnd", 0},
+    {"placement", CLI_PLACEMENT, "WHERE", 0, "layer: each plane a tensor (default); page: a page's planes together", 0},
+    {"joined", CLI_JOINED, NULL, 0, "K and V of a layer in one tensor (placement layer)", 0},
+    {"reserved-pages", CLI_RESERVED_PAGES, "N", 0, "Pages at the front that are never handed out (0)", 0},
+    {"max-sequences", CLI_MAX_SEQUENCES, "N", 0, "Sequences at a time (1024)", 0},
+    {"max-tokens", CLI_MAX_TOKENS, "N", 0, "Tokens of a sequence (what the pool holds, at most 131072)", 0},
+    {"model", CLI_MODEL, "NAME", 0, "Identity of the model, checked at attach", 0},
+    {"devices", CLI_DEVICES, "UUID[,UUID…]", 0, "GPUs, one slab on each (the first GPU)", 0},
+    {"legacy-ipc", CLI_LEGACY_IPC, NULL, 0,
+     "Memory of cudaMalloc, shared by cudaIpcMemHandle_t; ends with its executor", 0},
+    {"linger-ms", CLI_LINGER_MS, "MS", 0, "How long a dead session's durable sequences wait for a claim (0)", 0},
+    {0}};
+
+/* What the strings and planes of a spec point to. */
+struct made_spec {
+    struct kvp_pool_spec spec;
+    struct kvp_plane_spec planes[KVP_PLANES_MAX];
+    const char *devices[KVP_GPUS_MAX];
+    char device_text[1024];
+};
+
+static bool make_planes(const struct cli *cli, struct made_spec *made)
+{
+    const char *mla = cli_value(cli, CLI_MLA);
+    uint64_t layers, heads, dim;
+    unsigned ckv = 0, kpe = 0;
+    uint32_t dtype;
+    int used = -1;
+
+    if (!cli_number(cli, CLI_LAYERS, 32, 1, KVP_PLANES_MAX / 2, &layers) ||
+        !cli_number(cli, CLI_KV_HEADS, 8, 1, KVP_HEADS_MAX, &heads) ||
+        !cli_number(cli, CLI_HEAD_DIM, 128, 1, KVP_DIM_MAX, &dim) ||
+        !parse_word(cli, dtypes, CLI_DTYPE, KVP_DTYPE_F16, &dtype))
+        return false;
+    if (mla != NULL && (sscanf(mla, "%6u,%6u%n", &ckv, &kpe, &used) != 2 || used < 0 || mla[used] != 0)) {
+        cli_usage(cli, "--mla is `%s': two widths are wanted, as 512,64", mla);
+        return false;
+    }
+    for (uint32_t i = 0; i < 2 * layers; i++)
+        made->planes[i] =
+            (struct kvp_plane_spec){.layer = i / 2,
+                                    .component = mla == NULL ? KVP_COMPONENT_K + i % 2 : KVP_COMPONENT_CKV + i % 2,
+                                    .heads = mla == NULL ? (uint32_t)heads : 1,
+                                    .dim = mla == NULL  ? (uint32_t)dim
+                                           : i % 2 == 0 ? ckv
+                                                        : kpe,
+                                    .dtype = dtype};
+    made->spec.layout.planes = made->planes;
+    made->spec.layout.n_planes = (uint32_t)(2 * layers);
+    return true;
+}
+
+static bool make_devices(const struct cli *cli, struct made_spec *made)
+{
+    const char *list = cli_value(cli, CLI_DEVICES);
+    char *rest = NULL;
+
+    if (list == NULL)
+        return true;
+    if (strlen(list) >= sizeof(made->device_text)) {
+        cli_usage(cli, "--devices is too long");
+        return false;
+    }
+    strcpy(made->device_text, list);
+    for (char *one = strtok_r(made->device_text, ",", &rest); one != NULL; one = strtok_r(NULL, ",", &rest)) {
+        if (made->spec.n_devices == KVP_GPUS_MAX) {
+            cli_usage(cli, "--devices names more than %d GPUs", KVP_GPUS_MAX);
+            return false;
+        }
+        made->devices[made->spec.n_devices++] = one;
+    }
+    made->spec.devices = made->devices;
+    return true;
+}
+
+static bool make_spec(const struct cli *cli, struct made_spec *made)
+{
+    uint64_t pages, page_tokens, reserved, sequences, tokens, linger;
+    struct kvp_pool_spec *spec = &made->spec;
+
+    if (cli_value(cli, CLI_PAGES) == NULL) {
+        cli_usage(cli, "--pages is wanted");
+        return false;
+    }
+    if (!make_planes(cli, made) || !make_devices(cli, made) ||
+        !cli_number(cli, CLI_PAGES, 0, 1, KVP_PAGES_MAX, &pages) ||
+        !cli_number(cli, CLI_PAGE_TOKENS, 16, 1, KVP_PAGE_TOKENS_MAX, &page_tokens) ||
+        !cli_number(cli, CLI_RESERVED_PAGES, 0, 0, KVP_PAGES_MAX, &reserved) ||
+        !cli_number(cli, CLI_MAX_SEQUENCES, 0, 0, KVP_SEQUENCES_MAX, &sequences) ||
+        !cli_number(cli, CLI_MAX_TOKENS, 0, 0, KVP_SEQUENCE_TOKENS_MAX, &tokens) ||
+        !cli_number(cli, CLI_LINGER_MS, 0, 0, UINT32_MAX, &linger) ||
+        !parse_word(cli, orders, CLI_ORDER, KVP_ORDER_NHD, &spec->layout.order) ||
+        !parse_word(cli, placements, CLI_PLACEMENT, KVP_PLACEMENT_LAYER, &spec->layout.placement))
+        return false;
+    spec->name = cli->arguments[0];
+    spec->model = cli_value(cli, CLI_MODEL);
+    spec->layout.pages = (uint32_t)pages;
+    spec->layout.page_tokens = (uint32_t)page_tokens;
+    spec->layout.joined = cli_value(cli, CLI_JOINED) != NULL;
+    spec->reserved_pages = (uint32_t)reserved;
+    spec->max_sequences = (uint32_t)sequences;
+    spec->max_sequence_tokens = (uint32_t)tokens;
+    spec->legacy_ipc = cli_value(cli, CLI_LEGACY_IPC) != NULL;
+    spec->linger_ms = (uint32_t)linger;
+    return true;
+}
+
+/* ---- showing -------------------------------------------------------------------------------------------------------
+ */
+
+static json_t *info_json(const struct kvp_pool_info *info)
+{
+    const struct kvp_pool_spec *spec = &info->spec;
+    json_t *planes = json_array(), *devices = json_array();
+    char digest[33];
+
+    for (uint32_t i = 0; i < spec->layout.n_planes; i++) {
+        const struct kvp_plane_spec *p = &spec->layout.planes[i];
+
+        json_array_append_new(planes, json_pack("{s:I, s:s, s:I, s:I, s:s, s:I, s:I, s:I, s:I}", "layer",
+                                                (json_int_t)p->layer, "component", word_of(components, p->component),
+                                                "heads", (json_int_t)p->heads, "dim", (json_int_t)p->dim, "dtype",
+                                                word_of(dtypes, p->dtype), "offset", (json_int_t)info->planes[i].offset,
+                                                "page_stride", (json_int_t)info->planes[i].page_stride, "token_stride",
+                                                (json_int_t)info->planes[i].token_stride, "head_stride",
+                                                (json_int_t)info->planes[i].head_stride));
+    }
+    for (uint32_t i = 0; i < spec->n_devices; i++)
+        json_array_append_new(devices, json_string(spec->devices[i]));
+    snprintf(digest, sizeof(digest), "%016" PRIx64 "%016" PRIx64, info->layout_digest[0], info->layout_digest[1]);
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+                     "s:b, s:I, s:s, s:o, s:o}",
+                     "name", spec->name, "model", spec->model, "backend", info->cuda ? "cuda" : "host", "state",
+                     info->lost       ? "lost"
+                     : info->deleting ? "deleting"
+                                      : "live",
+                     "pages", (json_int_t)spec->layout.pages, "page_tokens", (json_int_t)spec->layout.page_tokens,
+                     "free_pages", (json_int_t)info->free_pages, "reserved_pages", (json_int_t)spec->reserved_pages,
+                     "order", word_of(orders, spec->layout.order), "placement",
+                     word_of(placements, spec->layout.placement), "joined", (int)spec->layout.joined, "page_bytes",
+                     (json_int_t)info->page_bytes, "slab_bytes", (json_int_t)info->slab_bytes, "max_sequences",
+                     (json_int_t)spec->max_sequences, "max_sequence_tokens", (json_int_t)spec->max_sequence_tokens,
+                     "sequences", (json_int_t)info->sequences, "retiring_sequences",
+                     (json_int_t)info->retiring_sequences, "quarantined_pages", (json_int_t)info->quarantined_pages,
+                     "attachments", (json_int_t)info->attachments, "legacy_ipc", (int)spec->legacy_ipc, "linger_ms",
+                     (json_int_t)spec->linger_ms, "layout_digest", digest, "devices", devices, "planes", planes);
+}
+
+static void print_info(const struct kvp_pool_info *info)
+{
+    const struct kvp_layout_spec *layout = &info->spec.layout;
+    const struct kvp_plane_spec *first = &layout->planes[0];
+    char page[CLI_AMOUNT_BYTES], slab[CLI_AMOUNT_BYTES];
+
+    printf("pool        %s (%s, %s)\n", info->spec.name, info->cuda ? "cuda" : "host",
+           info->lost       ? "lost"
+           : info->deleting ? "deleting"
+                            : "live");
+    if (info->spec.model[0] != 0)
+        printf("model       %s\n", info->spec.model);
+    printf("pages       %u of %u tokens, %s each, %u free\n", layout->pages, layout->page_tokens,
+           cli_bytes_text(info->page_bytes, page), info->free_pages);
+    printf("memory      %u slab%s of %s\n", info->slabs, info->slabs == 1 ? "" : "s",
+           cli_bytes_text(info->slab_bytes, slab));
+    printf("layout      %u planes, the first %s [%u heads of %u] %s; %s, placement %s%s\n", layout->n_planes,
+           word_of(components, first->component), first->heads, first->dim, word_of(dtypes, first->dtype),
+           word_of(orders, layout->order), word_of(placements, layout->placement), layout->joined ? ", joined" : "");
+    printf("sequences   %u open of %u, of %u tokens at most; %u retire, %u in quarantine (%" PRIu64 " pages)\n",
+           info->sequences, info->spec.max_sequences, info->spec.max_sequence_tokens, info->retiring_sequences,
+           info->quarantined_sequences, info->quarantined_pages);
+    printf("attached    %u sessions\n", info->attachments);
+    for (uint32_t i = 0; i < info->spec.n_devices; i++)
+        printf("device      %s\n", info->spec.devices[i]);
+}
+
+static int show(const struct cli *cli, struct kvp_pool_info *info)
+{
+    int result = 0;
+
+    if (cli_json(cli))
+        result = cli_print_json(info_json(info));
+    else
+        print_info(info);
+    kvp_pool_info_free(info);
+    return result;
+}
+
+/* ---- the commands --------------------------------------------------------------------------------------------------
+ */
+
+static int run_create(struct cli *cli)
+{
+    struct made_spec *made = calloc(1, sizeof(*made));
+    struct kvp_pool_info *info;
+    enum kvp_status status;
+
+    if (made == NULL)
+        return cli_failed("making a spec", KVP_ENOMEM);
+    if (!make_spec(cli, made)) {
+        free(made);
+        return 2;
+    }
+    status = kvp_pool_create(cli->client, &made->spec, &info);
+    free(made);
+    return status == KVP_OK ? show(cli, info) : cli_failed("creating the pool", status);
+}
+
+static int run_show(struct cli *cli)
+{
+    struct kvp_pool_info *info;
+    enum kvp_status status = kvp_pool_describe(cli->client, cli->arguments[0], &info);
+
+    return status == KVP_OK ? show(cli, info) : cli_failed("showing the pool", status);
+}
+
+static int run_list(struct cli *cli)
+{
+    char **names;
+    size_t n;
+    enum kvp_status status = kvp_pool_list(cli->client, &names, &n);
+    json_t *list;
+    int result = 0;
+
+    if (status != KVP_OK)
+        return cli_failed("listing pools", status);
+    if (cli_json(cli)) {
+        list = json_array();
+        for (size_t i = 0; i < n; i++)
+            json_array_append_new(list, json_string(names[i]));
+        result = cli_print_json(json_pack("{s:o}", "pools", list));
+    } else {
+        for (size_t i = 0; i < n; i++)
+            puts(names[i]);
+    }
+    free(names);
+    return result;
+}
+
+static int run_delete(struct cli *cli)
+{
+    enum kvp_status status = kvp_pool_delete(cli->client, cli->arguments[0]);
+
+    if (status != KVP_OK)
+        return cli_failed("deleting the pool", status);
+    if (cli_json(cli))
+        return cli_print_json(json_pack("{s:s}", "deleted", cli->arguments[0]));
+    printf("deleted %s\n", cli->arguments[0]);
+    return 0;
+}
+
+#define INFO_KEYS                                                                                                      \
+    "name, model, backend, state, pages, page_tokens, free_pages, reserved_pages, order, placement, joined, "          \
+    "page_bytes, slab_bytes, max_sequences, max_sequence_tokens, sequences, retiring_sequences, quarantined_pages, "   \
+    "attachments, legacy_ipc, linger_ms, layout_digest, devices[], planes[layer, component, heads, dim, dtype, "       \
+    "offset, page_stride, token_stride, head_stride]."
+
+const struct cli_command cli_pool_commands[] = {
+    {.words = "pool create",
+     .arguments = "NAME",
+     .help = "Make a pool of pages; one of that name and shape is shown as it is.",
+     .json = INFO_KEYS,
+     .options = create_options,
+     .min_arguments = 1,
+     .max_arguments = 1,
+     .run = run_create},
+    {.words = "pool list", .arguments = "", .help = "List the pools.", .json = "pools[].", .run = run_list},
+    {.words = "pool show",
+     .arguments = "NAME",
+     .help = "Show a pool.",
+     .json = INFO_KEYS,
+     .min_arguments = 1,
+     .max_arguments = 1,
+     .run = run_show},
+    {.words = "pool delete",
+     .arguments = "NAME",
+     .help = "Delete a pool that nobody has attached.",
+     .json = "deleted.",
+     .min_arguments = 1,
+     .max_arguments = 1,
+     .run = run_delete},
+    {0}};

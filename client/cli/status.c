@@ -1,0 +1,160 @@
+/**
+ * kvpool status, kvpool audit: what an operator asks first.
+ */
+#include "cli.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---- status --------------------------------------------------------------------------------------------------------
+ */
+
+static json_t *pool_json(const struct kvp_pool_info *pool)
+{
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "name", pool->spec.name, "backend",
+                     pool->cuda ? "cuda" : "host", "state",
+                     pool->lost       ? "lost"
+                     : pool->deleting ? "deleting"
+                                      : "live",
+                     "pages", (json_int_t)pool->spec.layout.pages, "free_pages", (json_int_t)pool->free_pages,
+                     "page_bytes", (json_int_t)pool->page_bytes, "sequences", (json_int_t)pool->sequences,
+                     "retiring_sequences", (json_int_t)pool->retiring_sequences, "quarantined_pages",
+                     (json_int_t)pool->quarantined_pages, "attachments", (json_int_t)pool->attachments);
+}
+
+static json_t *session_json(const struct kvp_session_stats *session)
+{
+    char id[24];
+
+    snprintf(id, sizeof(id), "%" PRIx64, session->session_id);
+    return json_pack("{s:s, s:s, s:I, s:I, s:b, s:I, s:b, s:I, s:I}", "session_id", id, "name", session->name, "pid",
+                     (json_int_t)session->pid, "uid", (json_int_t)session->uid, "lease", session->lease,
+                     "lease_left_ms", (json_int_t)session->lease_left_ms, "ending", session->ending, "sequences",
+                     (json_int_t)session->sequences, "attachments", (json_int_t)session->attachments);
+}
+
+static json_t *executor_json(const struct kvp_executor_stats *executor)
+{
+    return json_pack("{s:s, s:s, s:I, s:I, s:I, s:I}", "device", executor->device, "backend", executor->backend, "pid",
+                     (json_int_t)executor->pid, "jobs", (json_int_t)executor->jobs, "jobs_done",
+                     (json_int_t)executor->jobs_done, "starts", (json_int_t)executor->starts);
+}
+
+static json_t *status_json(const struct kvp_stats *stats)
+{
+    json_t *pools = json_array(), *sessions = json_array(), *executors = json_array();
+    char instance[33];
+
+    for (uint32_t i = 0; i < stats->n_pools; i++)
+        json_array_append_new(pools, pool_json(stats->pools[i]));
+    for (uint32_t i = 0; i < stats->n_sessions; i++)
+        json_array_append_new(sessions, session_json(&stats->sessions[i]));
+    for (uint32_t i = 0; i < stats->n_executors; i++)
+        json_array_append_new(executors, executor_json(&stats->executors[i]));
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "version", stats->version,
+                     "backend", stats->backend, "instance", cli_hex(stats->instance, sizeof(stats->instance), instance),
+                     "epoch", (json_int_t)stats->epoch, "uptime_ms", (json_int_t)stats->uptime_ms, "calls",
+                     (json_int_t)stats->calls, "calls_failed", (json_int_t)stats->calls_failed, "adoptions",
+                     (json_int_t)stats->adoptions, "last_pause_us", (json_int_t)stats->last_pause_us, "pools", pools,
+                     "sessions", sessions, "executors", executors);
+}
+
+static void print_status(const struct kvp_stats *stats)
+{
+    printf("kvpoold %s, %s backend, up %" PRIu64 ".%03u s, epoch %" PRIu64 ", %" PRIu64 " calls answered, %" PRIu64
+           " of them with a failure\n",
+           stats->version, stats->backend, stats->uptime_ms / 1000, (unsigned)(stats->uptime_ms % 1000), stats->epoch,
+           stats->calls, stats->calls_failed);
+    if (stats->adoptions > 0)
+        printf("restarts seen by this ledger: %u; the last was a pause of %" PRIu64 " us\n", stats->adoptions,
+               stats->last_pause_us);
+    printf("pools: %u\n", stats->n_pools);
+    for (uint32_t i = 0; i < stats->n_pools; i++) {
+        const struct kvp_pool_info *pool = stats->pools[i];
+
+        printf("  %-24s %s, %u of %u pages free, %u sequences, %u sessions attached%s\n", pool->spec.name,
+               pool->cuda ? "cuda" : "host", pool->free_pages, pool->spec.layout.pages, pool->sequences,
+               pool->attachments, pool->lost ? ", its memory is LOST" : "");
+        if (pool->quarantined_pages > 0)
+            printf("  %-24s %" PRIu64 " pages in quarantine\n", "", pool->quarantined_pages);
+    }
+    printf("sessions: %u\n", stats->n_sessions);
+    for (uint32_t i = 0; i < stats->n_sessions; i++) {
+        const struct kvp_session_stats *session = &stats->sessions[i];
+
+        printf("  %-16" PRIx64 " pid %u, uid %u, %u sequences%s%s %s\n", session->session_id, session->pid,
+               session->uid, session->sequences, session->lease ? ", by lease" : "", session->ending ? ", ending" : "",
+               session->name);
+    }
+    printf("executors: %u\n", stats->n_executors);
+    for (uint32_t i = 0; i < stats->n_executors; i++)
+        printf("  %-24s pid %u, %u jobs open, %" PRIu64 " done, started %u times\n", stats->executors[i].device,
+               stats->executors[i].pid, stats->executors[i].jobs, stats->executors[i].jobs_done,
+               stats->executors[i].starts);
+}
+
+static int run_status(struct cli *cli)
+{
+    struct kvp_stats *stats;
+    enum kvp_status status = kvp_get_stats(cli->client, &stats);
+    int result = 0;
+
+    if (status != KVP_OK)
+        return cli_failed("status", status);
+    if (cli_json(cli))
+        result = cli_print_json(status_json(stats));
+    else
+        print_status(stats);
+    kvp_stats_free(stats);
+    return result;
+}
+
+/* ---- audit ---------------------------------------------------------------------------------------------------------
+ */
+
+static int run_audit(struct cli *cli)
+{
+    uint32_t count;
+    size_t n_texts;
+    char **texts;
+    enum kvp_status status = kvp_audit(cli->client, &count, &texts, &n_texts);
+    int result = 0;
+
+    if (status != KVP_OK)
+        return cli_failed("audit", status);
+    if (cli_json(cli)) {
+        json_t *list = json_array();
+
+        for (size_t i = 0; i < n_texts; i++)
+            json_array_append_new(list, json_string(texts[i]));
+        result = cli_print_json(
+            json_pack("{s:b, s:I, s:o}", "clean", count == 0, "count", (json_int_t)count, "violations", list));
+    } else {
+        for (size_t i = 0; i < n_texts; i++)
+            printf("%s\n", texts[i]);
+        if (count == 0)
+            printf("the ledger is clean\n");
+        else
+            printf("%u violations\n", count);
+    }
+    free(texts);
+    return count != 0 ? 1 : result;
+}
+
+const struct cli_command cli_status_commands[] = {
+    {.words = "status",
+     .arguments = "",
+     .help = "Show the daemon, its pools, sessions and executors.",
+     .json =
+         "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, pools[name, "
+         "backend, state, pages, free_pages, page_bytes, sequences, retiring_sequences, quarantined_pages, "
+         "attachments], sessions[session_id, name, pid, uid, lease, lease_left_ms, ending, sequences, attachments], "
+         "executors[device, backend, pid, jobs, jobs_done, starts].",
+     .run = run_status},
+    {.words = "audit",
+     .arguments = "",
+     .help = "Walk the whole ledger and name each violation; exits 0 when it is clean, else 1.",
+     .json = "clean, count, violations[].",
+     .run = run_audit},
+    {0}};
