@@ -18,9 +18,6 @@
 static struct exec_peer peer;
 static uint64_t seed;
 
-static const struct exec_shape plain = {"plain", 64, 16, 2, 4, 64, 64, KVP_DTYPE_F16,
-                                        KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false};
-
 static void setup(void)
 {
     const char *given = getenv("KVPOOL_TEST_SEED");
@@ -69,20 +66,6 @@ static void import_buffer(int fd, uint32_t buffer, uint64_t offset, uint64_t byt
         exec_peer_status(&peer, KVPOOL__V1__METHOD__METHOD_EXEC_BUFFER_IMPORT, &import.base, &fd, 1), want);
 }
 
-static const struct exec_shape shapes[] = {
-    {"nhd by layer", 48, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
-    {"hnd by layer", 48, 16, 2, 4, 64, 64, KVP_DTYPE_BF16, KVP_ORDER_HND, KVP_PLACEMENT_LAYER, false, false, false},
-    {"nhd by page", 48, 8, 3, 2, 96, 96, KVP_DTYPE_F32, KVP_ORDER_NHD, KVP_PLACEMENT_PAGE, false, false, false},
-    {"hnd by page", 48, 8, 3, 2, 32, 32, KVP_DTYPE_FP8_E4M3, KVP_ORDER_HND, KVP_PLACEMENT_PAGE, false, false, false},
-    {"joined", 48, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, true, false, false},
-    {"v narrower", 48, 16, 2, 3, 96, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
-    {"odd dims", 40, 5, 2, 3, 7, 13, KVP_DTYPE_U8, KVP_ORDER_HND, KVP_PLACEMENT_PAGE, false, false, false},
-    {"one token a page", 64, 1, 1, 1, 8, 8, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
-    {"mla apart", 48, 16, 2, 1, 512, 64, KVP_DTYPE_BF16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, true, false},
-    {"mla joined", 48, 16, 2, 1, 512, 64, KVP_DTYPE_BF16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, true, true, false},
-    {"mla by page", 48, 16, 3, 1, 160, 48, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_PAGE, false, true, false},
-};
-
 /* ---- append -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout)
@@ -90,7 +73,7 @@ START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout)
     static struct exec_batch batch;
     struct exec_pool pool;
 
-    make_pool(&pool, &shapes[_i]);
+    make_pool(&pool, &exec_shapes[_i]);
     for (unsigned i = 0; i < 8; i++) {
         exec_batch_make(&batch, &pool, i + 1, SESSION, 1 + i % 5, &seed);
         batch.job.done_timeline = 16 * 3;
@@ -100,7 +83,7 @@ START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout)
         ck_assert_int_eq(do_job(&batch.job), KVP_OK);
         ck_assert_uint_eq(pool.timelines[16 * 3].value, i + 1);
         exec_batch_want(&batch, &pool, batch.bytes);
-        check_slab(&pool, shapes[_i].name);
+        check_slab(&pool, exec_shapes[_i].name);
         exec_batch_free(&batch);
     }
     exec_pool_free(&pool);
@@ -114,7 +97,7 @@ START_TEST(append_takes_strided_slices_of_a_registered_buffer)
     unsigned char *at;
     void *mapped;
 
-    make_pool(&pool, &shapes[_i]);
+    make_pool(&pool, &exec_shapes[_i]);
     for (unsigned i = 0; i < 4; i++) {
         uint64_t bytes, offset = 4096 * i + 48;
         int fd;
@@ -132,7 +115,7 @@ START_TEST(append_takes_strided_slices_of_a_registered_buffer)
         batch.job.buffer = i + 1;
         ck_assert_int_eq(do_job(&batch.job), KVP_OK);
         exec_batch_want(&batch, &pool, at + offset);
-        check_slab(&pool, shapes[_i].name);
+        check_slab(&pool, exec_shapes[_i].name);
         munmap(mapped, offset + bytes);
         close(fd);
         exec_batch_free(&batch);
@@ -146,7 +129,7 @@ START_TEST(append_takes_a_source_with_heads_outside_tokens)
     static struct exec_batch batch;
     struct exec_pool pool;
 
-    make_pool(&pool, &shapes[_i]);
+    make_pool(&pool, &exec_shapes[_i]);
     do {
         exec_batch_make(&batch, &pool, 1, SESSION, 3, &seed);
     } while (batch.nnz == 0);
@@ -160,7 +143,7 @@ START_TEST(append_takes_a_source_with_heads_outside_tokens)
     batch.job.head_strides = batch.head_strides;
     ck_assert_int_eq(do_job(&batch.job), KVP_OK);
     exec_batch_want(&batch, &pool, batch.bytes);
-    check_slab(&pool, shapes[_i].name);
+    check_slab(&pool, exec_shapes[_i].name);
     exec_batch_free(&batch);
     exec_pool_free(&pool);
 }
@@ -170,7 +153,7 @@ START_TEST(append_larger_than_a_datagram_travels_in_a_memfd)
 {
     static struct exec_batch batch;
     struct exec_pool pool;
-    struct exec_shape shape = plain;
+    struct exec_shape shape = exec_plain;
 
     shape.pages = 256;
     make_pool(&pool, &shape);
@@ -191,7 +174,7 @@ START_TEST(copies_come_before_the_append_and_in_their_order)
     static struct exec_batch batch;
     struct exec_pool pool;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     exec_batch_make(&batch, &pool, 1, SESSION, 1, &seed);
     batch.tokens[0] = 16 * 12; /* pages 0..11 get bytes of their own */
     batch.start[0] = 0;
@@ -256,7 +239,7 @@ START_TEST(index_results_in_a_buffer_are_those_of_the_definition)
 
     at = mapped;
     memset(at, 0xee, BYTES);
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     import_buffer(fd, 5, 0, BYTES, KVP_OK);
     exec_batch_make(&batch, &pool, 1, SESSION, 7, &seed);
     for (unsigned k = 0; k < 7; k++)
@@ -309,7 +292,7 @@ START_TEST(an_output_that_is_not_wanted_is_not_written)
 
     memset(at, 0xee, 8192);
     memset(untouched, 0xee, sizeof(untouched));
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     import_buffer(fd, 1, 0, 8192, KVP_OK);
     exec_batch_make(&batch, &pool, 1, SESSION, 1, &seed);
     batch.start[0] = 0;
@@ -341,7 +324,7 @@ START_TEST(a_buffer_that_can_only_be_read_is_a_source_and_no_target)
     void *at;
     int fd, reader;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     do {
         exec_batch_make(&batch, &pool, 1, SESSION, 2, &seed);
     } while (batch.nnz == 0);
@@ -381,7 +364,7 @@ START_TEST(a_job_that_waits_for_a_value_holds_up_no_other_session)
     struct exec_answer answer;
     uint64_t first, second;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     exec_batch_make(&waits, &pool, 1, SESSION, 1, &seed);
     exec_batch_make(&passes, &pool, 2, SESSION + 1, 1, &seed);
     waits.job.wait_timeline = passes.job.done_timeline = 33;
@@ -421,7 +404,7 @@ START_TEST(sixty_four_sessions_that_wait_hold_up_no_other)
     struct exec_pool pool;
     uint64_t tag;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     job.kind = KVPOOL__V1__JOB_KIND__JOB_COPY;
     job.pool_id = pool.id;
     for (unsigned i = 0; i < WAITERS; i++) {
@@ -455,7 +438,7 @@ START_TEST(jobs_of_one_session_run_in_the_order_in_which_they_came)
     uint32_t source, destination, tokens = 16;
     struct exec_pool pool;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     for (uint64_t i = 0; i < pool.places[0].page_stride; i++) /* page 0 of plane 0 travels along all the others */
         pool.slab[pool.places[0].offset + i] = pool.want[pool.places[0].offset + i] = (unsigned char)(i * 7 + 1);
     job.kind = KVPOOL__V1__JOB_KIND__JOB_COPY;
@@ -488,7 +471,7 @@ START_TEST(a_wait_that_the_daemon_ended_for_its_dead_owner_fails_the_job)
     struct exec_answer answer;
     struct exec_pool pool;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     do {
         exec_batch_make(&batch, &pool, 1, SESSION, 1, &seed);
     } while (batch.nnz == 0);
@@ -517,7 +500,7 @@ START_TEST(dropping_a_slab_ends_the_jobs_that_wait_on_it)
     struct exec_pool pool;
     unsigned lost = 0;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     job.kind = KVPOOL__V1__JOB_KIND__JOB_COPY;
     job.session_id = SESSION;
     job.pool_id = drop.pool_id = pool.id;
@@ -545,7 +528,7 @@ START_TEST(a_job_asked_for_again_is_answered_and_not_run_again)
     struct exec_pool pool;
     uint64_t again;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     do {
         exec_batch_make(&batch, &pool, 9, SESSION, 1, &seed);
     } while (batch.nnz == 0);
@@ -655,7 +638,7 @@ START_TEST(a_wrong_job_is_refused_and_changes_nothing)
     static struct exec_batch batch;
     struct exec_pool pool;
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     do {
         exec_batch_make(&batch, &pool, 1, SESSION, 2, &seed);
     } while (batch.tokens[0] == 0 || batch.tokens[1] == 0);
@@ -676,7 +659,7 @@ START_TEST(index_outputs_must_lie_in_the_buffer_and_be_aligned)
     void *at;
     int fd = exec_memfd(4096, &at);
 
-    make_pool(&pool, &plain);
+    make_pool(&pool, &exec_plain);
     import_buffer(fd, 1, 0, 4096, KVP_OK);
     exec_batch_make(&batch, &pool, 0, SESSION, 1, &seed);
     batch.start[0] = 0;
@@ -714,7 +697,7 @@ int main(void)
 {
     Suite *suite = suite_create("kvpool-exec: jobs");
     TCase *jobs = tcase_create("jobs");
-    const int n_shapes = sizeof(shapes) / sizeof(shapes[0]), n_wrongs = sizeof(wrongs) / sizeof(wrongs[0]);
+    const int n_shapes = (int)exec_n_shapes, n_wrongs = sizeof(wrongs) / sizeof(wrongs[0]);
     SRunner *runner = srunner_create(suite);
     int failed;
 

@@ -25,9 +25,6 @@
 static struct exec_peer peer;
 static uint64_t seed;
 
-static const struct exec_shape plain = {"plain", 64, 16, 2, 4, 64, 64, KVP_DTYPE_F16,
-                                        KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false};
-
 static void setup(void)
 {
     const char *given = getenv("KVPOOL_TEST_SEED");
@@ -86,7 +83,7 @@ START_TEST(a_slab_is_a_zeroed_private_sealed_memfd)
     struct exec_pool pool;
     struct stat st;
 
-    exec_pool_make(&pool, 1, &plain);
+    exec_pool_make(&pool, 1, &exec_plain);
     exec_pool_create(&pool, &peer);
     ck_assert_int_eq(fstat(pool.slab_fd, &st), 0);
     ck_assert_uint_eq(st.st_mode & 07777, 0600);
@@ -106,7 +103,7 @@ START_TEST(a_slab_asked_for_again_is_the_same_one)
     struct exec_pool pool;
     struct stat first, again;
 
-    exec_pool_make(&pool, 1, &plain);
+    exec_pool_make(&pool, 1, &exec_plain);
     exec_pool_create(&pool, &peer);
     create.pool_id = pool.id;
     create.spec = &pool.spec;
@@ -130,7 +127,7 @@ START_TEST(wrong_slabs_are_refused)
     Kvpool__V1__ExecSlabCreateRequest create = KVPOOL__V1__EXEC_SLAB_CREATE_REQUEST__INIT;
     struct exec_pool pool;
 
-    exec_pool_make(&pool, 1, &plain);
+    exec_pool_make(&pool, 1, &exec_plain);
     create.pool_id = 1;
     ck_assert_int_eq(exec_peer_status(&peer, CREATE, &create.base, NULL, 0), KVP_EINVAL); /* no spec */
     create.spec = &pool.spec;
@@ -208,7 +205,7 @@ START_TEST(a_dropped_buffer_is_known_no_more)
     void *at;
     int fd = exec_memfd(1 << 20, &at);
 
-    exec_pool_make(&pool, 1, &plain);
+    exec_pool_make(&pool, 1, &exec_plain);
     exec_pool_create(&pool, &peer);
     do {
         exec_batch_make(&batch, &pool, 0, SESSION, 1, &seed);
@@ -321,7 +318,7 @@ START_TEST(end_of_file_ends_it_with_jobs_open)
     Kvpool__V1__ExecJobRequest job = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
     struct exec_pool pool;
 
-    exec_pool_make(&pool, 1, &plain);
+    exec_pool_make(&pool, 1, &exec_plain);
     exec_pool_create(&pool, &peer);
     job.kind = KVPOOL__V1__JOB_KIND__JOB_COPY;
     job.pool_id = pool.id;
@@ -337,7 +334,7 @@ END_TEST
 
 START_TEST(killed_in_mid_append_its_slab_lives_and_the_next_one_does_it_again)
 {
-    struct exec_shape shape = plain;
+    struct exec_shape shape = exec_plain;
     static struct exec_batch batch;
     struct exec_answer answer;
     struct exec_pool pool;
@@ -382,7 +379,7 @@ START_TEST(a_job_without_the_pools_timelines_is_refused)
     Kvpool__V1__ExecJobRequest job = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
     struct exec_pool pool;
 
-    exec_pool_make(&pool, 1, &plain);
+    exec_pool_make(&pool, 1, &exec_plain);
     create.pool_id = job.pool_id = pool.id;
     create.spec = &pool.spec;
     create.bytes = pool.slab_bytes;

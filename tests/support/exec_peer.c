@@ -40,6 +40,24 @@ uint64_t exec_random(uint64_t *seed)
     return z ^ z >> 31;
 }
 
+const struct exec_shape exec_plain = {"plain", 64, 16, 2, 4, 64, 64, KVP_DTYPE_F16,
+                                      KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false};
+
+const struct exec_shape exec_shapes[] = {
+    {"nhd by layer", 48, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
+    {"hnd by layer", 48, 16, 2, 4, 64, 64, KVP_DTYPE_BF16, KVP_ORDER_HND, KVP_PLACEMENT_LAYER, false, false, false},
+    {"nhd by page", 48, 8, 3, 2, 96, 96, KVP_DTYPE_F32, KVP_ORDER_NHD, KVP_PLACEMENT_PAGE, false, false, false},
+    {"hnd by page", 48, 8, 3, 2, 32, 32, KVP_DTYPE_FP8_E4M3, KVP_ORDER_HND, KVP_PLACEMENT_PAGE, false, false, false},
+    {"joined", 48, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, true, false, false},
+    {"v narrower", 48, 16, 2, 3, 96, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
+    {"odd dims", 40, 5, 2, 3, 7, 13, KVP_DTYPE_U8, KVP_ORDER_HND, KVP_PLACEMENT_PAGE, false, false, false},
+    {"one token a page", 64, 1, 1, 1, 8, 8, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
+    {"mla apart", 48, 16, 2, 1, 512, 64, KVP_DTYPE_BF16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, true, false},
+    {"mla joined", 48, 16, 2, 1, 512, 64, KVP_DTYPE_BF16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, true, true, false},
+    {"mla by page", 48, 16, 3, 1, 160, 48, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_PAGE, false, true, false},
+};
+const unsigned exec_n_shapes = sizeof(exec_shapes) / sizeof(exec_shapes[0]);
+
 /* ---- the process --------------------------------------------------------------------------------------------------- */
 
 void exec_peer_start(struct exec_peer *peer, const char *backend)
@@ -274,6 +292,7 @@ void exec_pool_create(struct exec_pool *pool, struct exec_peer *peer)
     ck_assert_msg(answer.status == KVP_OK, "%s", ((const Kvpool__V1__Error *)answer.body)->message);
     reply = (const void *)answer.body;
     ck_assert_uint_ge(reply->bytes, pool->slab_bytes);
+    pool->driver_bytes = reply->bytes;
     ck_assert_int_eq(reply->has_fd, answer.fd >= 0);
     ck_assert_int_eq(reply->has_fd, pool->spec.memory == KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT);
     pool->slab_fd = answer.fd;

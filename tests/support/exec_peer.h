@@ -67,7 +67,8 @@ struct exec_pool {
     int timelines_fd, table_fd, slab_fd;
     struct kvp_table_header *table;
     unsigned char *slab; /* on the host: mapped; else NULL */
-    uint64_t slab_bytes;
+    uint64_t slab_bytes;   /* asked for */
+    uint64_t driver_bytes; /* as the driver rounded them up */
     unsigned char ipc[64]; /* of a pool for legacy handles */
     unsigned char *want;
 };
@@ -79,6 +80,9 @@ struct exec_shape {
     uint32_t order, placement;
     bool joined, mla, legacy;
 };
+
+extern const struct exec_shape exec_plain, exec_shapes[]; /* one of each kind of layout */
+extern const unsigned exec_n_shapes;
 
 void exec_pool_make(struct exec_pool *pool, uint64_t id, const struct exec_shape *shape);
 /** Ask for the slab and adopt it; on the host backend it is mapped here too. */
