@@ -605,6 +605,82 @@ START_TEST(a_silent_connection_is_ended)
 }
 END_TEST
 
+static void speak_otherwise(void)
+{
+    static const char *const words[] = {"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "\x16\x03\x01\x02\x00\x01\xfc\x03\x03",
+                                        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"};
+    struct rpc_client client;
+
+    for (unsigned i = 0; i < 3; i++) {
+        int fd = connect_raw();
+
+        ck_assert_int_eq(send(fd, words[i], strlen(words[i]), MSG_NOSIGNAL), (ssize_t)strlen(words[i]));
+        until_ended(fd);
+        close(fd);
+    }
+    rpc_client_open(&client, door.target, NULL);
+    lengths_are_answered(&client);
+    rpc_client_close(&client);
+}
+
+START_TEST(a_connection_that_speaks_something_else_is_ended)
+{
+    open_folder();
+    door.config.idle_ms = 2000;
+    serve(speak_otherwise);
+    ck_assert_uint_eq(core.calls, 1);
+    close_folder();
+}
+END_TEST
+
+/* ---- many at once ---------------------------------------------------------------------------------------------------- */
+
+#define CROWD       8
+#define CROWD_CALLS 150
+
+static void *call_in_the_crowd(void *arg)
+{
+    unsigned char bytes[512];
+    size_t n = pack_lengths(3, bytes);
+    struct rpc_client client;
+    struct rpc_answer answer;
+
+    (void)arg;
+    rpc_client_open(&client, door.target, NULL);
+    for (unsigned i = 0; i < CROWD_CALLS; i++) {
+        if (i % 10 == 9) {
+            rpc_client_call(&client, "/kvpool.v1.KvPool/Append", "", 0, 1 + i % 7, NULL, &answer);
+            ck_assert_int_eq(answer.code, GRPC_STATUS_DEADLINE_EXCEEDED);
+        } else {
+            rpc_client_call(&client, "/kvpool.v1.KvPool/GetSeqLens", bytes, n, 20000, NULL, &answer);
+            ck_assert_int_eq(answer.code, GRPC_STATUS_OK);
+        }
+        free(answer.reply);
+    }
+    rpc_client_close(&client);
+    return NULL;
+}
+
+static void call_all_at_once(void)
+{
+    pthread_t threads[CROWD];
+
+    for (unsigned i = 0; i < CROWD; i++)
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, call_in_the_crowd, NULL), 0);
+    for (unsigned i = 0; i < CROWD; i++)
+        ck_assert_int_eq(pthread_join(threads[i], NULL), 0);
+}
+
+START_TEST(each_call_of_many_clients_at_once_is_answered_or_withdrawn_and_nothing_is_left)
+{
+    open_folder();
+    serve(call_all_at_once);
+    ck_assert_uint_eq(core.kept, core.gone);
+    ck_assert_uint_eq(core.calls - core.kept, CROWD * CROWD_CALLS * 9 / 10);
+    close_folder();
+}
+END_TEST
+
 static void call_over_tcp(void)
 {
     struct rpc_client client;
@@ -783,6 +859,8 @@ static Suite *suite(void)
     tcase_add_test(t, stopping_does_not_wait_for_connections_without_a_call);
     tcase_add_test(t, a_connection_over_the_limit_is_ended_and_room_comes_back_with_those_that_end);
     tcase_add_test(t, a_silent_connection_is_ended);
+    tcase_add_test(t, a_connection_that_speaks_something_else_is_ended);
+    tcase_add_test(t, each_call_of_many_clients_at_once_is_answered_or_withdrawn_and_nothing_is_left);
     tcase_add_test(t, a_caller_over_tcp_is_nobody_known);
     tcase_add_test(t, plaintext_beyond_loopback_and_half_a_tls_are_refused_at_the_start);
     tcase_add_test(t, the_standard_health_service_says_serving);
