@@ -5,8 +5,8 @@
  *
  * Each case (tests/support/kernel_cases.h) is carried out by the naive reference and by the kernels, in copies of the
  * same poisoned bytes, which must then be equal to the last byte: pool, guards, inputs and outputs. Violations are
- * compared as sets, since their order is not defined. On a GPU the same cases run through kvp_cuda_X, and two tests
- * more: a captured graph replayed at three sizes, and a pool of over 2^32 elements.
+ * compared as sets, since their order is not defined. On a GPU the same cases run through kvp_cuda_X, and three
+ * tests more: a captured graph replayed at three sizes, fp8 of every half, and a pool of over 2^32 elements.
  *
  * The last line is "N passed, N failed, N skipped". What needs a GPU and finds none is listed as skipped, by name.
  */

@@ -14,7 +14,7 @@ struct device_test {
     int (*run)(char *why, size_t why_bytes);
 };
 
-#define DEVICE_TESTS 2
+#define DEVICE_TESTS 3
 extern const struct device_test device_tests[DEVICE_TESTS];
 
 /** Take the GPU into use: NULL, or why there is none. */

@@ -1,5 +1,6 @@
 /**
- * The device's half of the case matrix: cases in device memory, a captured graph, a pool past 2^32 elements.
+ * The device's half of the case matrix: cases in device memory, a captured graph, every half, a pool
+ * past 2^32 elements.
  *
  * One stream and one block of CASE_BYTES_MAX on the current device, between device_open and device_close; one thread.
  */
@@ -283,6 +284,70 @@ free_host:
     return result;
 }
 
+/* ---- fp8 ---- */
+
+#define HALVES     65536
+#define HALF_DIM   128
+#define HALF_COUNT (HALVES / HALF_DIM) /* tokens, one a page */
+
+/* Quantise all halves, which lie at `bytes`, to fp8 behind them; the scale behind that, then the slots. */
+static enum kvp_status quantise_halves(unsigned char *bytes, uint32_t fp8)
+{
+    unsigned char *codes = bytes + 2 * HALVES, *scale = codes + HALVES, *slots = scale + 256;
+    struct kvp_plane_view plane = {codes, HALF_DIM, HALF_DIM, HALF_DIM, 1, HALF_DIM, fp8, 0};
+    struct kvp_token_view source = {bytes, 2 * HALF_DIM, 2 * HALF_DIM};
+    const float *scales[] = {(const float *)scale};
+    struct kvp_quant_append_args args = {
+        .planes = &plane,
+        .sources = &source,
+        .n_planes = 1,
+        .pages = HALF_COUNT,
+        .page_tokens = 1,
+        .source_dtype = KVP_DTYPE_F16,
+        .scale_mode = KVP_SCALE_TENSOR,
+        .scales = scales,
+        .at = {.kind = KVP_ADDRESS_SLOTS, .index_bits = 32, .nnz = HALF_COUNT, .slot_mapping = slots},
+    };
+    return kvp_cuda_quant_append(&args, stream);
+}
+
+static int every_half_becomes_the_nearest_fp8(char *why, size_t why_bytes)
+{
+    static const uint32_t formats[] = {KVP_DTYPE_FP8_E4M3, KVP_DTYPE_FP8_E5M2};
+    static const float scales[] = {1.0f, 0.0371f, 3.0f, 0x1p-20f, 1e-30f, 448.0f, -2.5f};
+    static uint16_t halves[HALVES];
+    static uint8_t codes[HALVES];
+    static int32_t slots[HALF_COUNT];
+    unsigned char *bytes = device_bytes;
+    for (uint32_t i = 0; i < HALVES; i++)
+        halves[i] = (uint16_t)i;
+    for (int32_t j = 0; j < HALF_COUNT; j++)
+        slots[j] = j;
+    CUDA(cudaMemcpy(bytes, halves, sizeof halves, cudaMemcpyHostToDevice), fail);
+    CUDA(cudaMemcpy(bytes + 3 * HALVES + 256, slots, sizeof slots, cudaMemcpyHostToDevice), fail);
+    for (size_t k = 0; k < 2 * sizeof scales / sizeof scales[0]; k++) {
+        uint32_t fp8 = formats[k % 2];
+        float scale = scales[k / 2];
+        CUDA(cudaMemcpy(bytes + 3 * HALVES, &scale, sizeof scale, cudaMemcpyHostToDevice), fail);
+        CUDA(cudaDeviceSynchronize(), fail);
+        KERNEL(quantise_halves(bytes, fp8), fail);
+        CUDA(cudaStreamSynchronize(stream), fail);
+        CUDA(cudaMemcpy(codes, bytes + 2 * HALVES, sizeof codes, cudaMemcpyDeviceToHost), fail);
+        for (uint32_t i = 0; i < HALVES; i++) {
+            double value = reference_wide_value(&halves[i], KVP_DTYPE_F16);
+            uint8_t expected = reference_fp8((float)(value / (double)scale), fp8);
+            if (codes[i] != expected) {
+                snprintf(why, why_bytes, "%a / %a: 0x%02x instead of 0x%02x", value, scale, codes[i], expected);
+                goto fail;
+            }
+        }
+    }
+    return 0;
+
+fail:
+    return -1;
+}
+
 /* ---- a pool of more than 2^32 elements ---- */
 
 #define BIG_HEADS      8
@@ -419,5 +484,6 @@ free_all:
 
 const struct device_test device_tests[DEVICE_TESTS] = {
     {"cuda graph captured once and replayed at three sizes", graph_serves_every_size},
+    {"cuda fp8 of every half", every_half_becomes_the_nearest_fp8},
     {"cuda pool of more than 2^32 elements", pool_may_pass_2_to_the_32_elements},
 };

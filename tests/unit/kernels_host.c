@@ -184,10 +184,12 @@ START_TEST(a_call_leaves_no_thread_behind_and_works_in_a_forked_child)
     struct large large = shapes[0];
     make_large(&large);
     struct kvp_append_args args = append_large(&large);
-    int before = threads_of_this_process(), status;
+    int status;
+    ck_assert_int_eq(kvp_host_append(&args, 2), KVP_OK); /* a sanitizer starts a thread of its own with the first */
+    int before = threads_of_this_process();
     ck_assert_int_eq(kvp_host_append(&args, 4), KVP_OK);
     /* a joined thread's entry goes a moment after the join: wait for that, up to the test's time limit */
-    while (threads_of_this_process() != before)
+    while (threads_of_this_process() > before)
         ;
     memcpy(large.expected, large.pool, large.bytes);
     pid_t child = fork();
