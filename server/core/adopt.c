@@ -3,9 +3,13 @@
  * it, and at the first tick it is served.
  *
  *   create      pools are laid out from their descriptions, leases start anew in full
- *   announced   tables, timelines and progress pages with their addresses, slabs; connections, executors
- *   first tick  a pool that lacks its table, its timelines or a slab is LOST; the others are published again
- *               a session whose connection was not announced has ended; jobs that no executor knows have failed
+ *   announced   tables, timelines and progress pages with their addresses, slabs; connections; executors, which are
+ *               greeted again
+ *   MEETING     ticks, until every executor that was kept has said hello, or has not within ADOPT_MS
+ *               a pool that lacks its table, its timelines or a slab is LOST; the others are published again
+ *   ASKING      each job that is open is asked for at the executors of its pool, with a second hello behind the questions
+ *               a job that none of them knows has failed: the request is still on its socket, and does it again
+ *   SERVING     sessions whose connection was not announced have ended; calls that waited are carried out
  *
  * Nothing is asked for again that is there, and nothing is dropped that the ledger names. What is announced and is not
  * named was parked ahead of a transaction that did not come, and goes.
@@ -13,6 +17,8 @@
 #include "op.h"
 
 #include <stdio.h>
+
+#define ADOPT_MS 1000u /* for an executor's hello: it answers at once, unless it hangs */
 
 /* ---- create ------------------------------------------------------------------------------------------------------------ */
 
@@ -33,7 +39,6 @@ static enum kvp_status adopt_pool(struct kvp_core *core, const struct kvp_pool_v
     for (uint32_t rank = 0; rank < pool->n_slabs; rank++) {
         struct slab_state *slab = &pool->slabs[rank];
         snprintf(slab->device, sizeof(slab->device), "%s", spec->devices[rank]);
-        TRY(core_exec_slot(core, slab->device, &slab->executor));
     }
     core_joined_count(core, pool);
     return KVP_OK;
@@ -53,7 +58,7 @@ enum kvp_status core_adopt(struct kvp_core *core)
 {
     if (kvp_ledger_epoch(core->ledger) == 1)
         return KVP_OK;
-    core->adopting = true;
+    core->adopting = ADOPT_MEETING;
     core_due(core, core->now_ms);
     for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
         struct kvp_pool_view view;
@@ -123,7 +128,22 @@ void kvp_core_session_adopted(struct kvp_core *core, struct kvp_session_id sessi
         core->sessions[session.slot].connected = true;
 }
 
-/* ---- first tick ------------------------------------------------------------------------------------------------------------ */
+void kvp_core_exec_adopted(struct kvp_core *core, uint32_t slot)
+{
+    if (core->adopting == ADOPT_DONE || slot >= KVP_GPUS_MAX)
+        return;
+    struct executor *executor = &core->executors[slot];
+    executor->used = true;
+    executor->state = EXECUTOR_STARTING;
+    executor->starts = 1;
+    executor->deadline_ms = core->now_ms + ADOPT_MS;
+    snprintf(executor->device, sizeof(executor->device), "kept %u", slot); /* until it says its name */
+    snprintf(executor->backend, sizeof(executor->backend), "%s", core->config.backend);
+    core_due(core, executor->deadline_ms);
+    kvp_core_exec_up(core, slot, 0);
+}
+
+/* ---- serving ------------------------------------------------------------------------------------------------------------ */
 
 /* The memory of a lost pool's table and timelines, where there is none: nobody else sees it. */
 static bool stand_in(struct pool_state *pool)
@@ -144,17 +164,33 @@ static void lose(struct kvp_core *core, struct pool_state *pool, const char *why
     core_log(core, 2, "pool %s is lost: %s", pool->spec->name, why);
 }
 
+/* @return what a pool lacks; NULL: nothing */
+static const char *missing_of(struct kvp_core *core, struct pool_state *pool)
+{
+    if (pool->table == NULL || pool->timelines == NULL)
+        return "its table or its timelines were not kept";
+    for (uint32_t rank = 0; rank < pool->n_slabs; rank++) {
+        struct slab_state *slab = &pool->slabs[rank];
+        if (core_exec_slot(core, slab->device, &slab->executor) != KVP_OK)
+            return "there are too many devices";
+        const struct executor *executor = &core->executors[slab->executor];
+        if (pool->legacy && executor->state != EXECUTOR_READY)
+            return "its memory was its executor's (legacy handles), which ended";
+        if (pool->legacy) {
+            slab->bytes = pool->slab_bytes;
+            slab->held = executor->starts;
+            core_exec_recall_slab(core, pool, rank);
+        }
+        if (slab->bytes == 0)
+            return "its memory was not kept";
+    }
+    return NULL;
+}
+
 static void serve_pool(struct kvp_core *core, struct pool_state *pool)
 {
     struct kvp_pool_view view;
-    const char *missing = pool->legacy             ? "its memory was an executor's (legacy handles)"
-                          : pool->table == NULL     ? "its table was not kept"
-                          : pool->timelines == NULL ? "its timelines were not kept"
-                                                    : NULL;
-    for (uint32_t rank = 0; missing == NULL && rank < pool->n_slabs; rank++) {
-        if (pool->slabs[rank].bytes == 0)
-            missing = "its memory was not kept";
-    }
+    const char *missing = missing_of(core, pool);
     if (kvp_pool_get(core->ledger, pool->id, &view) != KVP_OK)
         return;
     if (missing != NULL && view.state == KVP_POOL_LIVE)
@@ -186,16 +222,51 @@ static void end_unconnected(struct kvp_core *core)
     }
 }
 
+/* Has every executor that was kept answered the hello that it was sent last, or ended? */
+static bool all_met(const struct kvp_core *core)
+{
+    for (uint32_t i = 0; i < KVP_GPUS_MAX; i++) {
+        if (core->executors[i].state == EXECUTOR_HELLO || core->executors[i].state == EXECUTOR_STARTING)
+            return false;
+    }
+    return true;
+}
+
+/* A second hello behind the questions: its answer comes after theirs. */
+static void greet_again(struct kvp_core *core)
+{
+    for (uint32_t i = 0; i < KVP_GPUS_MAX; i++) {
+        struct executor *executor = &core->executors[i];
+        if (executor->state != EXECUTOR_READY)
+            continue;
+        executor->state = EXECUTOR_STARTING;
+        executor->deadline_ms = core->now_ms + ADOPT_MS;
+        core_due(core, executor->deadline_ms);
+        kvp_core_exec_up(core, i, executor->pid);
+    }
+}
+
+void core_adopt_step(struct kvp_core *core)
+{
+    if (core->adopting == ADOPT_MEETING && all_met(core)) {
+        for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
+            if (core->pools[slot].id.generation != 0)
+                serve_pool(core, &core->pools[slot]);
+        }
+        core->adopting = ADOPT_ASKING;
+        if (core_jobs_ask(core))
+            greet_again(core);
+    }
+    if (core->adopting == ADOPT_ASKING && all_met(core)) {
+        core->adopting = ADOPT_DONE;
+        core_jobs_asked(core);
+        end_unconnected(core);
+        core_due(core, core->now_ms);
+        core_wake(core, WAIT_ADOPT, 0);
+    }
+}
+
 void core_adopt_tick(struct kvp_core *core)
 {
-    if (!core->adopting)
-        return;
-    core->adopting = false;
-    for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
-        if (core->pools[slot].id.generation != 0)
-            serve_pool(core, &core->pools[slot]);
-    }
-    core_jobs_adopt(core);
-    end_unconnected(core);
-    core_due(core, core->now_ms);
+    core->announced = true;
 }

@@ -30,8 +30,10 @@ void core_log(struct kvp_core *core, int level, const char *format, ...)
 
 void core_settle(struct kvp_core *core)
 {
+    if (core->adopting != ADOPT_DONE && core->announced)
+        core_adopt_step(core);
     core_ops_run(core);
-    if (core->unsent_jobs != 0) {
+    if (core->unsent_jobs != 0 && core->adopting == ADOPT_DONE) {
         core_jobs_pump(core);
         core_ops_run(core);
     }

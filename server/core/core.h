@@ -149,7 +149,7 @@ void kvp_core_destroy(struct kvp_core *core); /* open calls are dropped unanswer
 
 /*
  * A ledger that is not empty is adopted: kvp_core_create reads it, the shell announces what was kept (thing_ready,
- * session_adopted), and the first tick serves it. Calls come after that.
+ * session_adopted, exec_adopted), then ticks. Calls that come before it is served wait.
  */
 
 /* The clock, monotonic, in ms: every other event is at the time last told. Does what is due; slices long work. */
@@ -172,6 +172,8 @@ void kvp_core_call(struct kvp_core *core, struct kvp_call *call);      /* `reply
 void kvp_core_call_gone(struct kvp_core *core, struct kvp_call *call); /* cancelled: no reply will be asked for */
 
 void kvp_core_exec_up(struct kvp_core *core, uint32_t executor, uint32_t pid); /* started; the core says hello */
+/** An executor that an earlier daemon started, whose socket was kept; before the first tick. It is said hello to. */
+void kvp_core_exec_adopted(struct kvp_core *core, uint32_t executor);
 void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_status status,
                          struct kvp_message *message); /* status not KVP_OK: body is an Error, or NULL */
 void kvp_core_exec_gone(struct kvp_core *core, uint32_t executor);

@@ -100,6 +100,16 @@ void core_exec_send(struct kvp_core *core, uint32_t executor, uint16_t method, u
 
 /* ---- the end of one -------------------------------------------------------------------------------------------------------- */
 
+static void lose_pool(struct kvp_core *core, struct pool_state *pool, const char *why)
+{
+    kvp_txn_begin(core->ledger);
+    CORE_ASSERT(kvp_pool_set_lost(core->ledger, pool->id) == KVP_OK);
+    kvp_txn_commit(core->ledger);
+    core_publish_header(core, pool, KVP_TABLE_LOST);
+    core_jobs_fail_pool(core, pool->id, KVP_ELOST, "the pool's memory is lost");
+    core_log(core, 2, "pool %s is lost: %s", pool->spec->name, why);
+}
+
 static void lose_pools(struct kvp_core *core, uint32_t slot)
 {
     for (uint32_t i = 0; i < KVP_POOLS_MAX; i++) {
@@ -109,13 +119,7 @@ static void lose_pools(struct kvp_core *core, uint32_t slot)
             held |= pool->slabs[rank].executor == slot && pool->slabs[rank].held != 0;
         if (pool->id.generation == 0 || !pool->legacy || !held || pool->table == NULL)
             continue;
-        kvp_txn_begin(core->ledger);
-        CORE_ASSERT(kvp_pool_set_lost(core->ledger, pool->id) == KVP_OK);
-        kvp_txn_commit(core->ledger);
-        core_publish_header(core, pool, KVP_TABLE_LOST);
-        core_jobs_fail_pool(core, pool->id, KVP_ELOST, "the pool's memory is lost: its executor ended");
-        core_log(core, 2, "pool %s is lost: its memory was its executor's (legacy handles), which ended",
-                 pool->spec->name);
+        lose_pool(core, pool, "its memory was its executor's (legacy handles), which ended");
     }
 }
 
@@ -186,6 +190,7 @@ static void said_hello(struct kvp_core *core, uint32_t slot, enum kvp_status sta
     else {
         executor->state = EXECUTOR_READY;
         executor->failures = 0;
+        executor->pid = hello->pid;
         copy_text(executor->device, sizeof(executor->device), hello->devices[0]);
         copy_text(executor->backend, sizeof(executor->backend), hello->backend);
         core_log(core, 6, "the executor for device \"%s\" runs: pid %u", executor->device, executor->pid);
@@ -227,6 +232,34 @@ static void adopted(struct kvp_core *core, uint64_t low, enum kvp_status status,
              error_text(status, message));
 }
 
+/* The legacy handle of a slab that an adopted executor holds. */
+static void recalled(struct kvp_core *core, uint64_t low, enum kvp_status status, const struct kvp_message *message)
+{
+    uint32_t pool_slot = (uint32_t)(low >> 8), rank = (uint32_t)low & 0xff;
+    if (pool_slot >= KVP_POOLS_MAX || core->pools[pool_slot].id.generation == 0 || rank >= core->pools[pool_slot].n_slabs)
+        return;
+    struct pool_state *pool = &core->pools[pool_slot];
+    const Kvpool__V1__ExecSlabCreateReply *reply = (const Kvpool__V1__ExecSlabCreateReply *)message->body;
+    if (status == KVP_OK && reply->ipc_handle.len == KVP_IPC_HANDLE_BYTES) {
+        memcpy(pool->slabs[rank].ipc, reply->ipc_handle.data, KVP_IPC_HANDLE_BYTES);
+        pool->slabs[rank].has_ipc = true;
+        return;
+    }
+    lose_pool(core, pool, error_text(status, message));
+}
+
+void core_exec_recall_slab(struct kvp_core *core, struct pool_state *pool, uint32_t rank)
+{
+    Kvpool__V1__ExecSlabCreateRequest request = KVPOOL__V1__EXEC_SLAB_CREATE_REQUEST__INIT;
+    request.pool_id = ID_WORD(pool->id);
+    request.rank = rank;
+    request.spec = pool->spec;
+    request.bytes = pool->slabs[rank].bytes;
+    request.device = pool->slabs[rank].device;
+    core_exec_send(core, pool->slabs[rank].executor, KVPOOL__V1__METHOD__METHOD_EXEC_SLAB_CREATE,
+                   EXEC_TAG(TAG_RECALL, (uint64_t)pool->id.slot << 8 | rank), &request.base, NULL, 0);
+}
+
 static void op_answered(struct kvp_core *core, uint64_t serial, enum kvp_status status, struct kvp_message *message)
 {
     struct op *op = core_op_by_serial(core, serial);
@@ -262,6 +295,9 @@ void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_stat
         break;
     case TAG_LISTING:
         listed(core, executor, low, status, message);
+        break;
+    case TAG_RECALL:
+        recalled(core, low, status, message);
         break;
     case TAG_FORGET:
         break;

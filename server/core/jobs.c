@@ -178,12 +178,28 @@ static void end(struct kvp_core *core, struct job_state *job, enum kvp_status st
         core_due(core, core->now_ms);
 }
 
+/* An answer to core_jobs_ask. */
+static void answered(struct kvp_core *core, struct job_state *job, uint32_t executor, enum kvp_status status,
+                     const char *text)
+{
+    if ((job->asked & 1u << executor) == 0)
+        return;
+    if (status == KVP_ENOENT)
+        job->asked &= ~(1u << executor);
+    else
+        end(core, job, status, text);
+}
+
 void core_job_reply(struct kvp_core *core, uint32_t executor, uint64_t low, enum kvp_status status, const char *text)
 {
     uint32_t slot = (uint32_t)low & 0xffff;
     if (slot >= KVP_JOBS_MAX)
         return;
     struct job_state *job = &core->jobs[slot];
+    if (job->id.generation == (uint32_t)(low >> 16) && job->asked != 0) {
+        answered(core, job, executor, status, text);
+        return;
+    }
     if (job->id.generation != (uint32_t)(low >> 16) || job->executor != executor ||
         job->sent != core->executors[executor].starts)
         return;
@@ -203,21 +219,27 @@ void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor)
 {
     for (uint32_t i = 0; i < KVP_JOBS_MAX; i++) {
         struct job_state *job = &core->jobs[i];
+        job->asked &= ~(1u << executor);
         if (job->id.generation == 0 || job->executor != executor || job->sent == 0)
             continue;
         job->sent = 0;
         core->unsent_jobs++;
-        if (++job->attempts >= KVP_JOB_ATTEMPTS)
+        if (job->packed == NULL)
+            end(core, job, KVP_EDEVICE, "the executor died over work that an earlier daemon gave it");
+        else if (++job->attempts >= KVP_JOB_ATTEMPTS)
             end(core, job, KVP_EDEVICE, "the executor died over this job again and again");
     }
 }
 
-void core_jobs_adopt(struct kvp_core *core)
+/* ---- an earlier daemon's ------------------------------------------------------------------------------------------------------ */
+
+bool core_jobs_ask(struct kvp_core *core)
 {
+    bool any = false;
     for (uint32_t slot = 0; slot < KVP_JOBS_MAX; slot++) {
         struct kvp_job_view view;
         struct job_state *job = &core->jobs[slot];
-        if (job->id.generation != 0 || kvp_job_at(core->ledger, slot, &view) != KVP_OK)
+        if (kvp_job_at(core->ledger, slot, &view) != KVP_OK)
             continue;
         *job = (struct job_state){.id = view.id,
                                   .session = view.spec.session,
@@ -226,7 +248,37 @@ void core_jobs_adopt(struct kvp_core *core)
                                   .value = view.spec.value};
         core->open_jobs++;
         core->unsent_jobs++;
-        end(core, job, KVP_EDEVICE, "the daemon was killed before an executor had this work");
+        const struct pool_state *pool = pool_of(core, job);
+        for (uint32_t rank = 0; pool != NULL && rank < pool->n_slabs; rank++) {
+            uint32_t executor = pool->slabs[rank].executor;
+            if (core->executors[executor].state != EXECUTOR_READY || (job->asked & 1u << executor) != 0)
+                continue;
+            Kvpool__V1__ExecJobRequest question = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
+            question.job = ID_WORD(job->id);
+            job->asked |= 1u << executor;
+            any = true;
+            core_exec_send(core, executor, KVPOOL__V1__METHOD__METHOD_EXEC_JOB,
+                           EXEC_TAG(TAG_JOB, (uint64_t)job->id.generation << 16 | job->id.slot), &question.base, NULL,
+                           0);
+        }
+    }
+    return any;
+}
+
+void core_jobs_asked(struct kvp_core *core)
+{
+    for (uint32_t slot = 0; slot < KVP_JOBS_MAX; slot++) {
+        struct job_state *job = &core->jobs[slot];
+        if (job->id.generation == 0 || job->packed != NULL || job->sent != 0)
+            continue;
+        if (job->asked == 0) {
+            end(core, job, KVP_EDEVICE, "the daemon was killed before an executor had this work");
+            continue;
+        }
+        job->executor = (uint32_t)__builtin_ctz(job->asked); /* who has not said no has it */
+        job->asked = 0;
+        job->sent = core->executors[job->executor].starts;
+        core->unsent_jobs--;
     }
 }
 

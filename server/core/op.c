@@ -152,6 +152,8 @@ static void run(struct kvp_core *core, struct kvp_call *call)
     enum kvp_status status;
     if (handle == NULL)
         status = core_refuse(core, KVP_ENOSYS, "method %u is not served", turn.method);
+    else if (core->adopting != ADOPT_DONE)
+        status = core_wait(core, &turn, WAIT_ADOPT, 0);
     else
         status = core_turn_begin(core, &turn);
     if (status == KVP_OK)

@@ -139,9 +139,10 @@ struct job_state {
     uint32_t executor, rank, buffer;
     uint32_t sent; /* the start of the executor that has it; 0: not sent */
     uint32_t attempts;
+    uint32_t asked; /* executors that may have it, a bit each: of an earlier daemon's */
     uint32_t timeline;
     uint64_t value;
-    uint8_t *packed; /* ExecJobRequest */
+    uint8_t *packed; /* ExecJobRequest; NULL: an earlier daemon had it */
     size_t packed_bytes;
 };
 
@@ -151,6 +152,8 @@ struct late_value {
     uint32_t timeline;
     uint64_t value;
 };
+
+enum adopt_state { ADOPT_DONE = 0, ADOPT_MEETING, ADOPT_ASKING }; /* adopt.c */
 
 struct op;
 struct arena_block {
@@ -167,7 +170,8 @@ struct kvp_core {
     uint64_t told_ms; /* … as the shell was told last */
     bool host;        /* backend "host" */
     bool draining;
-    bool adopting; /* until the first tick */
+    enum adopt_state adopting;
+    bool announced; /* the first tick came: the shell has said what was kept */
     struct kvp_core_counts counts;
 
     struct pool_state pools[KVP_POOLS_MAX];
@@ -230,8 +234,10 @@ enum kvp_status core_adopt(struct kvp_core *core);
 /* A thing that was parked is there. */
 void core_adopt_thing(struct kvp_core *core, struct kvp_thing thing, enum kvp_status status, void *address,
                       uint64_t bytes);
-/* The first tick: every thing that was parked has been announced. */
+/* A tick: what was kept has been announced. */
 void core_adopt_tick(struct kvp_core *core);
+/* Further, as far as it goes. */
+void core_adopt_step(struct kvp_core *core);
 
 /* ---- pool_state.c: pools as the core knows them ------------------------------------------------------------------------ */
 
@@ -310,6 +316,8 @@ void core_exec_tick(struct kvp_core *core);
 void core_exec_ask_listing(struct kvp_core *core, uint32_t executor);
 /* Let executors forget a session's buffer; 0: all of them. */
 void core_exec_drop_buffer(struct kvp_core *core, struct kvp_session_id session, uint32_t buffer);
+/* Have it say again the legacy handle of a slab that it holds. */
+void core_exec_recall_slab(struct kvp_core *core, struct pool_state *pool, uint32_t rank);
 void core_exec_drop_slabs(struct kvp_core *core, const struct pool_state *pool);
 /* Make sure that the executor of a rank has the pool's slab, timelines and table. KVP_ELOST: it can't have the slab. */
 enum kvp_status core_exec_adopt(struct kvp_core *core, struct pool_state *pool, uint32_t rank);
@@ -322,6 +330,7 @@ enum exec_tag {
     TAG_IMPORT,  /* op serial; 0: an import ahead of a job */
     TAG_JOB,     /* generation << 16 | slot */
     TAG_LISTING, /* number */
+    TAG_RECALL,  /* pool slot, rank: the handle of a slab that it holds */
     TAG_FORGET,  /* no answer is of interest */
 };
 #define EXEC_TAG(kind, low) ((uint64_t)(kind) << 56 | ((uint64_t)(low) & 0xffffffffffffffull))
@@ -343,8 +352,10 @@ void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor);
  * word is cleared. */
 uint64_t core_job_next_value(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 bool core_session_has_jobs(const struct kvp_core *core, struct kvp_session_id session);
-/* Jobs that an earlier daemon left: those that no executor has in hand have failed. */
-void core_jobs_adopt(struct kvp_core *core);
+/* Jobs that an earlier daemon left: ask for them. @return whether anybody was asked */
+bool core_jobs_ask(struct kvp_core *core);
+/* Everybody has answered: jobs that no executor has in hand have failed. */
+void core_jobs_asked(struct kvp_core *core);
 /* Fail what can't be done any more: jobs of a pool. */
 void core_jobs_fail_pool(struct kvp_core *core, struct kvp_pool_id pool, enum kvp_status status, const char *why);
 
