@@ -45,7 +45,7 @@ class House(unittest.TestCase):
         room_of = headers()
         for room, allowed in MAY_INCLUDE.items():
             for path in sources(room):
-                for name in re.findall(r'^\s*#\s*include\s+[<"]([^>"]+)[>"]', path.read_text(), re.M):
+                for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.M):
                     if (path.parent / name).exists():
                         continue
                     base = name.rsplit("/", 1)[-1]
