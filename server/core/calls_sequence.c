@@ -427,8 +427,11 @@ static size_t still_open(struct kvp_core *core, const struct pool_state *pool,
 static enum kvp_status close_all(struct kvp_core *core, struct pool_state *pool, const struct kvp_seq_view *views,
                                  const size_t *index, size_t n, const struct kvp_after *after)
 {
+    struct kvp_pool_view view;
+    TRY(kvp_pool_get(core->ledger, pool->id, &view));
+    bool needs_after = view.needs_after && view.state == KVP_POOL_LIVE;
     for (size_t k = 0; k < n; k++) {
-        if (!pool->host && after[index[k]].value == 0 && views[k].row_pages != 0)
+        if (needs_after && after[index[k]].value == 0 && views[k].row_pages != 0)
             return core_refuse(core, KVP_EINVAL, "after: seqs[%zu] has pages; on a GPU closing it needs a timeline value",
                                index[k]);
         enum kvp_status status = kvp_seq_close(core->ledger, pool->id, views[k].id, after[index[k]]);

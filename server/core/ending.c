@@ -308,6 +308,8 @@ static void attachment_tick(struct kvp_core *core, struct pool_state *pool, stru
         }
         return;
     }
+    if (!state->released && core_session_has_jobs(core, session))
+        return; /* an executor still writes its timeline; the job's end makes this due */
     if (!state->released) {
         core_fold_attachment(core, pool, attachment);
         core_timelines_end(core, pool, attachment);

@@ -19,6 +19,7 @@
 
 #define RETRY_MS     1000u
 #define RETRY_MS_MAX 30000u
+#define LISTING_MS   5u /* between two listings of processes */
 
 static void copy_text(char *to, size_t bytes, const char *from)
 {
@@ -363,8 +364,9 @@ void core_exec_drop_buffer(struct kvp_core *core, struct kvp_session_id session,
 void core_exec_ask_listing(struct kvp_core *core, uint32_t slot)
 {
     struct executor *executor = &core->executors[slot];
-    if (executor->state != EXECUTOR_READY || executor->listing_asked != 0)
+    if (executor->state != EXECUTOR_READY || executor->listing_asked != 0 || executor->listing_next_ms > core->now_ms)
         return;
+    executor->listing_next_ms = core->now_ms + LISTING_MS;
     executor->listing_asked = ++core->listings;
     Kvpool__V1__ExecProcessesRequest request = KVPOOL__V1__EXEC_PROCESSES_REQUEST__INIT;
     core_exec_send(core, slot, KVPOOL__V1__METHOD__METHOD_EXEC_PROCESSES,

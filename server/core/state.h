@@ -125,6 +125,7 @@ struct executor {
     uint64_t jobs_done;
     char why[200]; /* of the last failure */
     /* which processes its device serves, as it said last */
+    uint64_t listing_next_ms; /* not asked again before */
     uint64_t listing_asked; /* number of the listing asked for and not answered; 0: none */
     uint64_t listing;       /* number of the listing held; 0: none */
     bool listing_known;

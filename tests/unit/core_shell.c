@@ -388,6 +388,11 @@ uint64_t shell_missing(const struct shell_call *call)
 
 struct shell *shell_begin(const char *backend)
 {
+    return shell_begin_sliced(backend, 0);
+}
+
+struct shell *shell_begin_sliced(const char *backend, uint32_t reclaim_slice)
+{
     struct shell *shell = calloc(1, sizeof(*shell));
     ck_assert_ptr_nonnull(shell);
     shell->block_bytes = BLOCK_BYTES;
@@ -395,7 +400,8 @@ struct shell *shell_begin(const char *backend)
     ck_assert_ptr_ne(shell->block, MAP_FAILED);
     struct kvp_uuid instance = {{1, 2, 3, 4, 5, 6, 7, 8}};
     ck_assert_int_eq(kvp_ledger_format(&shell->ledger, shell->block, shell->block, BLOCK_BYTES, instance), KVP_OK);
-    shell->config = (struct kvp_core_config){.version = "test", .backend = backend, .lease_default_ms = 30000};
+    shell->config = (struct kvp_core_config){
+        .version = "test", .backend = backend, .lease_default_ms = 30000, .reclaim_slice = reclaim_slice};
     shell->now_ms = 1000;
     shell->wake_ms = UINT64_MAX;
     shell->random = 1;

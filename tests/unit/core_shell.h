@@ -126,6 +126,7 @@ struct shell {
 };
 
 struct shell *shell_begin(const char *backend);
+struct shell *shell_begin_sliced(const char *backend, uint32_t reclaim_slice);
 /* Audit, end everything, audit again; all things and all memory must be gone with the pools deleted. */
 void shell_end(struct shell *shell);
 /* Forget the core, keep ledger, things and executors; then a new core over them, as after a kill. */
