@@ -7,9 +7,10 @@
  *     legacy handle        64 bytes ► cuIpcOpenMemHandle, once a handle: the driver gives one mapping a process
  *     host buffer          memfd ► mapped in host memory; its bytes are copied
  *
- * A handle names an allocation, not a place in it: what is mapped is the allocation's beginning up to offset + bytes. Of
- * what a client hands over nothing is believed: kind, device and size are the driver's to confirm, and an error in it is
- * the client's, never taken for the loss of the device.
+ * A handle names an allocation, not a place in it, and of an fd's the driver maps all or nothing, nor does it tell the
+ * size: so offset + bytes, rounded up to the driver's granularity, must be the whole allocation. Of what a client hands
+ * over nothing is believed: kind, device and size are the driver's to confirm, and an error in it is the client's, never
+ * taken for the loss of the device.
  */
 #include "cuda_device.h"
 #include "memory.h"
@@ -186,10 +187,23 @@ enum kvp_status kvp_cuda_slab_create(struct kvp_exec_device *device, uint64_t by
 
 /* ---- what others hand over ----------------------------------------------------------------------------------------- */
 
+/* An error in what was handed over, not of this process or its context. */
+static enum kvp_status not_ours(struct kvp_exec_error *reterr, enum kvp_status status, const char *what)
+{
+    char text[sizeof(reterr->text)];
+
+    if (status == KVP_ENOMEM)
+        return status;
+    memcpy(text, reterr->text, sizeof(text));
+    reterr->fatal = false;
+    return kvp_exec_fail(reterr, KVP_EINVAL, "%s (%.120s)", what, text);
+}
+
 /* Map offset + bytes of what the fd shares. */
 static enum kvp_status import(struct kvp_exec_device *device, int fd, uint64_t offset, uint64_t bytes,
                               struct owned *owned, struct kvp_exec_error *reterr)
 {
+    const char *what = "the fd is no memory of a GPU";
     CUmemAllocationProp properties;
     CUmemGenericAllocationHandle handle;
     enum kvp_status status;
@@ -197,20 +211,25 @@ static enum kvp_status import(struct kvp_exec_device *device, int fd, uint64_t o
     if (bytes == 0 || offset > INT64_MAX || bytes > INT64_MAX - offset ||
         !round_up(offset + bytes, device->granularity, &owned->reserved))
         return kvp_exec_fail(reterr, KVP_EINVAL, "offset and bytes of the memory are out of range");
-    KVP_CUDA_CALL(done, cuMemImportFromShareableHandle, &handle, (void *)(uintptr_t)fd,
+    KVP_CUDA_CALL(wrong, cuMemImportFromShareableHandle, &handle, (void *)(uintptr_t)fd,
                   CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
     KVP_CUDA_CALL(release, cuMemGetAllocationPropertiesFromHandle, &properties, handle);
     if (properties.location.type != CU_MEM_LOCATION_TYPE_DEVICE || properties.location.id != device->number) {
-        status = kvp_exec_fail(reterr, KVP_ENODEV, "the memory behind the fd is not this GPU's");
-        goto release;
+        kvp_cuda.cuMemRelease(handle);
+        return kvp_exec_fail(reterr, KVP_ENODEV, "the memory behind the fd is not this GPU's");
     }
+    what = "offset and bytes, rounded up to the driver's granularity, are not all of the fd's allocation";
     status = map(device, handle, owned->reserved, &owned->base, reterr);
+    if (status != KVP_OK)
+        goto release;
     owned->kind = MAPPED;
+    kvp_cuda.cuMemRelease(handle);
+    return KVP_OK;
+
 release:
     kvp_cuda.cuMemRelease(handle);
-done:
-    reterr->fatal = false;
-    return status;
+wrong:
+    return not_ours(reterr, status, what);
 }
 
 /* One mapping a handle and process: counted. */
@@ -247,8 +266,7 @@ close_handle:
     kvp_cuda.cuIpcCloseMemHandle(opened->at);
 free_opened:
     free(opened);
-    reterr->fatal = false;
-    return status;
+    return not_ours(reterr, status, "the legacy handle opens no memory");
 }
 
 static void close_legacy(struct kvp_exec_device *device, struct kvp_cuda_opened *opened)
