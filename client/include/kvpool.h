@@ -580,7 +580,8 @@ KVP_API enum kvp_status kvp_append_on_request(struct kvp_pool *pool, const struc
  * @param device      UUID of the GPU that the memory is on, or "host" (a memfd)
  * @param fd          of the memory, which stays the caller's; -1: ipc_handle names it
  * @param ipc_handle  [64] cudaIpcMemHandle_t; NULL: fd names it
- * @param offset      bytes from the start of what is shared
+ * @param offset      bytes from the start of what is shared. The driver maps an fd's GPU memory as a whole or not at all:
+ *                    offset + bytes, rounded up to its granularity (2 MiB), must reach the allocation's end
  * @retval KVP_ELIMIT  KVP_BUFFERS_MAX are registered
  */
 KVP_API enum kvp_status kvp_buffer_register(struct kvp_client *client, const char *device, int fd,
@@ -614,6 +615,56 @@ KVP_API enum kvp_status kvp_timeline_wait_on(const struct kvp_pool *pool, struct
 
 /** Reach a point of a timeline of this session when the stream gets there (host pools: now). Values only rise. */
 KVP_API enum kvp_status kvp_timeline_signal(const struct kvp_pool *pool, struct kvp_point point, void *stream);
+
+/* ---- the pool's memory in other libraries' hands: DLPack ---------------------------------------------------------- */
+
+/*
+ * Shared ownership of a client or an attached pool: its end comes when the last reference is released. What has an
+ * owner must not be ended by kvp_disconnect or kvp_detach. A pool's owner holds its client's; an exported tensor holds
+ * its pool's, so that a mapping outlives every tensor over it.
+ */
+struct kvp_owner;
+
+/** An owner with one reference, the caller's. */
+KVP_API enum kvp_status kvp_owner_of_client(struct kvp_client *client, struct kvp_owner **ret_owner);
+/** @param client  of the client that attached the pool */
+KVP_API enum kvp_status kvp_owner_of_pool(struct kvp_owner *client, struct kvp_pool *pool,
+                                          struct kvp_owner **ret_owner);
+KVP_API void kvp_owner_retain(struct kvp_owner *owner);
+/**
+ * Give a reference up. The last one detaches or disconnects; on CUDA the work on the pool must be over by then.
+ * @retval KVP_EBUSY  the last one, of a pool with open sequences: unmapped only with its client. Else what kvp_detach
+ *                    says
+ */
+KVP_API enum kvp_status kvp_owner_release(struct kvp_owner *owner);
+/** The process is about to end: releases keep everything from now on, and wait for nobody. */
+KVP_API void kvp_owner_forever(void);
+
+#define KVP_DLPACK_DIMS_MAX 8
+
+struct kvp_dlpack_tensor {
+    void *data;          /* of its first element */
+    int32_t device_type; /* DLPack's: 1 host, 2 CUDA */
+    int32_t device_id;
+    uint32_t ndim;
+    uint8_t code, bits; /* DLPack's type code, and bits of an element */
+    uint16_t reserved;  /* 0 */
+    int64_t shape[KVP_DLPACK_DIMS_MAX];
+    int64_t strides[KVP_DLPACK_DIMS_MAX]; /* elements */
+};
+
+/**
+ * A tensor over a pool's memory for who speaks DLPack. Its deleter may be called on any thread.
+ *
+ * @param pool         owner of the pool, held until the deleter is called
+ * @param versioned    a DLManagedTensorVersioned (1.1), else a DLManagedTensor
+ * @param ret_managed  the one or the other
+ */
+KVP_API enum kvp_status kvp_dlpack_export(struct kvp_owner *pool, const struct kvp_dlpack_tensor *tensor,
+                                          bool versioned, void **ret_managed);
+
+/** The destructor of a PyCapsule over ret_managed: calls its deleter, unless a consumer has renamed the capsule. */
+KVP_API void kvp_dlpack_capsule_end(void *capsule);
 
 /* ---- operations -------------------------------------------------------------------------------------------------- */
 
