@@ -1,21 +1,13 @@
 /**
  * Rows of elements to fp8 and back: see rows.h.
  *
- * Each loop is written once, as an inline function, and compiled for the plain instruction set and, on x86-64, for AVX2
- * too. Which of the two runs is asked of the CPU when the loop is chosen.
+ * Each loop is written once, as a macro over a target, and compiled for each of the widths of widths.h.
  */
 #include "rows.h"
 
 #include "../kvp_layout.h"
 #include "convert.h"
-
-#if defined(__x86_64__)
-#define WIDE_TARGET __attribute__((target("avx2")))
-#define HAVE_WIDE() __builtin_cpu_supports("avx2")
-#else
-#define WIDE_TARGET
-#define HAVE_WIDE() 0
-#endif
+#include "widths.h"
 
 KVP_INLINE float load_f32(const void *row, uint64_t i)
 {
@@ -65,68 +57,64 @@ KVP_INLINE void store_bf16(void *row, uint64_t i, float value)
 #define AMAX(target, name, wide)                                                   \
     target static float name(const void *restrict from, uint64_t n)                \
     {                                                                              \
-        uint32_t largest = 0;                                                      \
+        int32_t largest = 0;                                                       \
         for (uint64_t i = 0; i < n; i++) {                                         \
-            uint32_t bits = kvp_bits_of_float(load_##wide(from, i)) & 0x7fffffff;  \
-            uint32_t finite = bits < 0x7f7fffffu ? bits : 0x7f7fffffu;             \
-            uint32_t counted = bits > 0x7f800000u ? 0 : finite;                    \
+            int32_t bits = (int32_t)(kvp_bits_of_float(load_##wide(from, i)) & 0x7fffffff); \
+            int32_t finite = bits < 0x7f7fffff ? bits : 0x7f7fffff;                \
+            int32_t counted = finite & -(int32_t)(bits <= 0x7f800000);             \
             largest = counted > largest ? counted : largest;                       \
         }                                                                          \
-        return kvp_float_of_bits(largest);                                         \
+        return kvp_float_of_bits((uint32_t)largest);                                         \
     }
 
-#define ROWS_OF(wide)                                                   \
-    QUANTISE(, quantise_##wide##_e4m3, wide, e4m3)                      \
-    QUANTISE(, quantise_##wide##_e5m2, wide, e5m2)                      \
-    QUANTISE(WIDE_TARGET, quantise_##wide##_e4m3_wide, wide, e4m3)      \
-    QUANTISE(WIDE_TARGET, quantise_##wide##_e5m2_wide, wide, e5m2)      \
-    DEQUANTISE(, dequantise_##wide##_e4m3, wide, e4m3)                  \
-    DEQUANTISE(, dequantise_##wide##_e5m2, wide, e5m2)                  \
-    DEQUANTISE(WIDE_TARGET, dequantise_##wide##_e4m3_wide, wide, e4m3)  \
-    DEQUANTISE(WIDE_TARGET, dequantise_##wide##_e5m2_wide, wide, e5m2)  \
-    AMAX(, amax_##wide, wide)                                           \
-    AMAX(WIDE_TARGET, amax_##wide##_wide, wide)
+#define ROWS_AT(target, width, wide)                                   \
+    QUANTISE(target, quantise_##wide##_e4m3_##width, wide, e4m3)       \
+    QUANTISE(target, quantise_##wide##_e5m2_##width, wide, e5m2)       \
+    DEQUANTISE(target, dequantise_##wide##_e4m3_##width, wide, e4m3)   \
+    DEQUANTISE(target, dequantise_##wide##_e5m2_##width, wide, e5m2)   \
+    AMAX(target, amax_##wide##_##width, wide)
+#define ROWS_OF(wide)               \
+    ROWS_AT(KVP_PLAIN, plain, wide) \
+    ROWS_AT(KVP_AVX2, avx2, wide)   \
+    ROWS_AT(KVP_AVX512, avx512, wide)
 
 ROWS_OF(f32)
 ROWS_OF(f16)
 ROWS_OF(bf16)
 
-/* [wide dtype][fp8 dtype][has AVX2] */
-#define BOTH_WIDTHS(name)            \
-    {                                \
-        name, name##_wide            \
-    }
-#define BY_FP8(name)                                          \
-    {                                                         \
-        BOTH_WIDTHS(name##_e4m3), BOTH_WIDTHS(name##_e5m2)    \
-    }
-static const kvp_quantise_row quantise_rows[3][2][2] = {
+/* clang-format off */
+#define WIDTHS(name) {name##_plain, name##_avx2, name##_avx512}
+#define BY_FP8(name) {WIDTHS(name##_e4m3), WIDTHS(name##_e5m2)}
+/* clang-format on */
+
+/* [wide dtype][fp8 dtype][width] */
+static const kvp_quantise_row quantise_rows[3][2][KVP_WIDTHS] = {
     BY_FP8(quantise_f32),
     BY_FP8(quantise_f16),
     BY_FP8(quantise_bf16),
 };
-static const kvp_dequantise_row dequantise_rows[3][2][2] = {
+static const kvp_dequantise_row dequantise_rows[3][2][KVP_WIDTHS] = {
     BY_FP8(dequantise_f32),
     BY_FP8(dequantise_f16),
     BY_FP8(dequantise_bf16),
 };
-static const kvp_amax_row amax_rows[3][2] = {
-    BOTH_WIDTHS(amax_f32),
-    BOTH_WIDTHS(amax_f16),
-    BOTH_WIDTHS(amax_bf16),
+static const kvp_amax_row amax_rows[3][KVP_WIDTHS] = {
+    WIDTHS(amax_f32),
+    WIDTHS(amax_f16),
+    WIDTHS(amax_bf16),
 };
 
 kvp_quantise_row kvp_quantise_row_for(uint32_t wide, uint32_t fp8)
 {
-    return quantise_rows[wide - KVP_DTYPE_F32][fp8 - KVP_DTYPE_FP8_E4M3][HAVE_WIDE() != 0];
+    return quantise_rows[wide - KVP_DTYPE_F32][fp8 - KVP_DTYPE_FP8_E4M3][kvp_cpu_width()];
 }
 
 kvp_amax_row kvp_amax_row_for(uint32_t wide)
 {
-    return amax_rows[wide - KVP_DTYPE_F32][HAVE_WIDE() != 0];
+    return amax_rows[wide - KVP_DTYPE_F32][kvp_cpu_width()];
 }
 
 kvp_dequantise_row kvp_dequantise_row_for(uint32_t wide, uint32_t fp8)
 {
-    return dequantise_rows[wide - KVP_DTYPE_F32][fp8 - KVP_DTYPE_FP8_E4M3][HAVE_WIDE() != 0];
+    return dequantise_rows[wide - KVP_DTYPE_F32][fp8 - KVP_DTYPE_FP8_E4M3][kvp_cpu_width()];
 }
