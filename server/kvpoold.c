@@ -19,6 +19,7 @@ struct arguments {
     const char *config_path; /* NULL: the default one, if it is there */
     char **settings;         /* [n_settings] section.key=value, in order */
     unsigned n_settings;
+    bool discard_state;
 };
 
 static const char usage[] =
@@ -28,6 +29,7 @@ static const char usage[] =
     "  --config FILE               read FILE (" KVP_CONFIG_PATH ", where it is)\n"
     "  --set SECTION.KEY=VALUE     over what the file says; --print-config shows every key\n";
 static const char usage_end[] =
+    "  --discard-state             give up what an earlier daemon left with the service manager: every pool\n"
     "  --check-config              print the values in force, and exit: 0, or 1 if something is wrong\n"
     "  --print-config              print a documented file with every option at its default\n"
     "  --version                   print the version\n"
@@ -73,6 +75,10 @@ static bool parse(int argc, char **argv, struct arguments *ret_arguments)
             arguments->command = commands[k].command;
             continue;
         }
+        if (strcmp(argv[i], "--discard-state") == 0) {
+            arguments->discard_state = true;
+            continue;
+        }
         snprintf(flag, sizeof(flag), "%.*s", equals != NULL ? (int)(equals - argv[i]) : (int)strlen(argv[i]), argv[i]);
         option = kvp_config_flag(flag);
         if (option == NULL && strcmp(flag, "--config") != 0 && strcmp(flag, "--set") != 0) {
@@ -111,13 +117,13 @@ static bool configure(const struct arguments *arguments, struct kvp_config *ret_
     return status == KVP_OK;
 }
 
-static int serve(const struct kvp_config *config)
+static int serve(const struct kvp_config *config, bool discard_state)
 {
     struct kvp_shell *shell;
 
     kvp_log_start((int)config->log.level);
     setenv("UV_THREADPOOL_SIZE", "1", 0); /* memory objects are made one by one */
-    if (kvp_shell_open(config, &shell) != KVP_OK)
+    if (kvp_shell_open(config, discard_state, &shell) != KVP_OK)
         return 1;
     kvp_shell_run(shell);
     kvp_shell_close(shell);
@@ -149,7 +155,7 @@ static int run(const struct arguments *arguments)
         break;
     }
     kvp_log_start(LOG_INFO);
-    return configure(arguments, &config) ? serve(&config) : 1;
+    return configure(arguments, &config) ? serve(&config, arguments->discard_state) : 1;
 }
 
 int main(int argc, char **argv)

@@ -1,9 +1,11 @@
 /* The shell around the core; see shell.h. */
 #include "shell.h"
 
+#include "adoption.h"
 #include "core.h"
 #include "executor.h"
 #include "fdstore.h"
+#include "inherit.h"
 #include "ledger_block.h"
 #include "listen.h"
 #include "log.h"
@@ -31,6 +33,7 @@ struct kvp_shell {
     uv_loop_t loop;
     struct kvp_clock clock;
     struct kvp_later_queue later;
+    struct kvp_inherited inherited; /* from the service manager; empty once all has found its place */
     struct kvp_fdstore *store;
     struct kvp_place place;
     struct kvp_ledger_block block;
@@ -44,6 +47,7 @@ struct kvp_shell {
     uv_signal_t on_term, on_int;
     uv_check_t after_events; /* active while stopping */
     enum phase phase;
+    unsigned connections_adopted;
 };
 
 /* ---- actions: what the core asks for ----------------------------------------------------------------------------------- */
@@ -334,11 +338,84 @@ static enum kvp_status open_place(struct kvp_shell *shell)
                                   .group = config->daemon.socket_group,
                                   .with_grpc = config->grpc.enabled};
     char text[KVP_LISTEN_ERROR_MAX];
-    enum kvp_status status = kvp_place_take(&spec, &shell->place, text);
+    enum kvp_status status = kvp_place_take(&spec, &shell->inherited, &shell->place, text);
 
     if (status != KVP_OK)
         kvp_log(LOG_ERR, "%s", text);
     return status;
+}
+
+/* ---- the ledger --------------------------------------------------------------------------------------------------------- */
+
+struct waiting {
+    bool done;
+    enum kvp_status status;
+};
+
+static void park_done(void *arg, enum kvp_status status)
+{
+    *(struct waiting *)arg = (struct waiting){.done = true, .status = status};
+}
+
+/* Before anything is served the loop may be run for one purpose. */
+static enum kvp_status park_and_wait(struct kvp_shell *shell, const char *name, int fd)
+{
+    struct waiting waiting = {.done = false};
+    enum kvp_status status;
+
+    if (!kvp_fdstore_keeps(shell->store))
+        return KVP_OK;
+    status = kvp_fdstore_park(shell->store, name, fd, park_done, &waiting);
+    while (status == KVP_OK && !waiting.done)
+        uv_run(&shell->loop, UV_RUN_ONCE);
+    if (status == KVP_OK)
+        status = waiting.status;
+    if (status != KVP_OK)
+        kvp_log(LOG_ERR, "the service manager does not keep %s: %s", name, kvp_status_text(status));
+    return status;
+}
+
+static enum kvp_status make_ledger(struct kvp_shell *shell)
+{
+    struct kvp_uuid instance;
+    enum kvp_status status =
+        kvp_ledger_block_make(shell->config->ledger.bytes, kvp_ledger_root_bytes(), &shell->block);
+
+    if (status != KVP_OK)
+        return status;
+    if (!act_random(shell, instance.bytes, sizeof(instance.bytes)))
+        return KVP_EINTERNAL;
+    status = kvp_ledger_format(&shell->ledger, shell->block.address, shell->block.address, shell->block.bytes, instance);
+    return status == KVP_OK ? park_and_wait(shell, KVP_LEDGER_NAME, shell->block.fd) : status;
+}
+
+static enum kvp_status adopt_ledger(struct kvp_shell *shell, int fd)
+{
+    const char *why = "it is not a ledger's memory";
+    enum kvp_status status = kvp_ledger_block_adopt(fd, kvp_ledger_root_bytes(), &shell->block);
+
+    if (status == KVP_OK)
+        status = kvp_ledger_open(&shell->ledger, shell->block.address, shell->block.address, shell->block.bytes, &why);
+    else
+        close(fd);
+    if (status != KVP_OK)
+        kvp_log(LOG_ERR, "the ledger that was kept can not be adopted: %s. --discard-state gives it up, with all pools",
+                why);
+    return status;
+}
+
+static enum kvp_status open_ledger(struct kvp_shell *shell, bool discard_state)
+{
+    int fd = discard_state ? -1 : kvp_inherited_take(&shell->inherited, KVP_LEDGER_NAME);
+
+    kvp_fdstore_count(shell->store, shell->inherited.n);
+    if (shell->place.session_is_new)
+        park_and_wait(shell, KVP_SESSION_DOOR_NAME, shell->place.session);
+    if (shell->place.grpc_is_new)
+        park_and_wait(shell, KVP_GRPC_DOOR_NAME, shell->place.grpc);
+    if (discard_state)
+        kvp_adopt_nothing_else(&shell->inherited, shell->store);
+    return fd >= 0 ? adopt_ledger(shell, fd) : make_ledger(shell);
 }
 
 static enum kvp_status open_core(struct kvp_shell *shell)
@@ -351,28 +428,27 @@ static enum kvp_status open_core(struct kvp_shell *shell)
     struct kvp_executors_config exec_config = {.path = config->executor.path,
                                                .backend = shell->backend,
                                                .environment = config->executor.environment};
-    struct kvp_uuid instance;
     enum kvp_status status;
 
-    status = kvp_ledger_block_make(config->ledger.bytes, kvp_ledger_root_bytes(), &shell->block);
-    if (status != KVP_OK)
-        return status;
-    if (!act_random(shell, instance.bytes, sizeof(instance.bytes)))
-        return KVP_EINTERNAL;
-    status = kvp_ledger_format(&shell->ledger, shell->block.address, shell->block.address, shell->block.bytes, instance);
-    if (status != KVP_OK)
-        return status;
     status = kvp_things_open(&shell->loop, shell->store, &shell->later, thing_ready, shell, &shell->things);
     if (status != KVP_OK)
         return status;
     status = kvp_executors_open(&shell->loop, &shell->clock, &shell->later, &exec_config, &shell->executors);
     if (status != KVP_OK)
         return status;
+    uv_update_time(&shell->loop);
     shell->clock.told_ms = uv_now(&shell->loop);
     status = kvp_core_create(&core_config, &actions, shell, &shell->ledger, shell->clock.told_ms, &shell->core);
+    if (status != KVP_OK)
+        return status;
     shell->clock.core = shell->core;
-    return status;
+    kvp_adopt_things(&shell->inherited, shell->things, shell->core);
+    kvp_adopt_sessions(&shell->inherited, &shell->ledger, shell->core);
+    kvp_core_tick(shell->core, shell->clock.told_ms);
+    return KVP_OK;
 }
+
+/* ---- the doors ---------------------------------------------------------------------------------------------------------- */
 
 static void rpc_log(void *ctx, int level, const char *line)
 {
@@ -398,11 +474,17 @@ static enum kvp_status open_doors(struct kvp_shell *shell)
                                  .log = rpc_log,
                                  .tell_time = rpc_tell_time,
                                  .tell_time_ctx = shell};
-    enum kvp_status status = kvp_session_door_open(&shell->loop, &shell->clock, shell->core, &shell->ledger,
-                                                   shell->store, &shell->later, &door, &shell->door);
+    enum kvp_status status;
 
-    if (status != KVP_OK || !config->grpc.enabled)
+    status = kvp_session_door_open(&shell->loop, &shell->clock, shell->core, &shell->ledger, shell->store,
+                                   &shell->later, &door, &shell->door);
+    if (status != KVP_OK)
         return status;
+    shell->connections_adopted = kvp_adopt_connections(&shell->inherited, &shell->ledger, shell->core, shell->door,
+                                                       shell->store);
+    kvp_adopt_nothing_else(&shell->inherited, shell->store);
+    if (!config->grpc.enabled)
+        return KVP_OK;
     if (config->grpc.listen[0] != 0)
         rpc.tcp_address = config->grpc.listen;
     if (config->grpc.tls_cert[0] != 0) {
@@ -425,6 +507,9 @@ static void ready(struct kvp_shell *shell)
     snprintf(text, sizeof(text), "READY=1\nSTATUS=serving on the %s backend, epoch %llu", shell->backend,
              (unsigned long long)kvp_ledger_epoch(&shell->ledger));
     kvp_fdstore_notify(shell->store, text);
+    if (kvp_ledger_epoch(&shell->ledger) > 1)
+        kvp_log(LOG_NOTICE, "adopted the ledger of an earlier daemon, and %u connections: epoch %llu",
+                shell->connections_adopted, (unsigned long long)kvp_ledger_epoch(&shell->ledger));
     kvp_log(LOG_INFO, "kvpoold " KVPOOL_VERSION " serves in %s on the %s backend", shell->config->daemon.runtime_dir,
             shell->backend);
     if (shell->rpc != NULL && kvp_rpc_tcp_port(shell->rpc) != 0)
@@ -442,7 +527,7 @@ static void raise_fd_limit(void)
     }
 }
 
-enum kvp_status kvp_shell_open(const struct kvp_config *config, struct kvp_shell **ret_shell)
+enum kvp_status kvp_shell_open(const struct kvp_config *config, bool discard_state, struct kvp_shell **ret_shell)
 {
     struct kvp_shell *shell = calloc(1, sizeof(*shell));
     enum kvp_status status;
@@ -459,11 +544,15 @@ enum kvp_status kvp_shell_open(const struct kvp_config *config, struct kvp_shell
         return KVP_ENOMEM;
     }
     open_handles(shell);
-    status = choose_backend(shell);
+    status = kvp_inherit(&shell->inherited);
+    if (status == KVP_OK)
+        status = choose_backend(shell);
     if (status == KVP_OK)
         status = open_place(shell);
     if (status == KVP_OK)
         status = kvp_fdstore_open(&shell->loop, &shell->later, &shell->store);
+    if (status == KVP_OK)
+        status = open_ledger(shell, discard_state);
     if (status == KVP_OK)
         status = open_core(shell);
     if (status == KVP_OK)
@@ -492,7 +581,7 @@ static void close_handle(uv_handle_t *handle, void *arg)
 
 void kvp_shell_close(struct kvp_shell *shell)
 {
-    bool whole = shell->rpc == NULL;
+    bool whole = shell->rpc == NULL, keep_files = shell->store != NULL && kvp_fdstore_keeps(shell->store);
 
     uv_check_stop(&shell->after_events);
     if (whole && shell->core != NULL)
@@ -505,7 +594,8 @@ void kvp_shell_close(struct kvp_shell *shell)
         kvp_things_close(shell->things);
     if (shell->store != NULL)
         kvp_fdstore_close(shell->store);
-    kvp_place_leave(&shell->place, shell->config->daemon.runtime_dir, false);
+    kvp_inherited_free(&shell->inherited);
+    kvp_place_leave(&shell->place, shell->config->daemon.runtime_dir, keep_files);
     if (!whole) {
         kvp_log(LOG_WARNING, "gRPC did not stop in time: leaving it");
         _exit(0);

@@ -154,9 +154,14 @@ static void exec_daemon(void)
     setenv("LISTEN_PID", text, 1);
     if (keeper.watchdog_ms > 0)
         setenv("WATCHDOG_PID", text, 1);
-    snprintf(text, sizeof(text), "%u", keeper.n_kept);
-    setenv("LISTEN_FDS", text, 1);
-    setenv("LISTEN_FDNAMES", keeper.names, 1);
+    if (keeper.n_kept > 0) { /* none is said by saying nothing: sd_listen_fds(3) takes LISTEN_FDS=0 for an error */
+        snprintf(text, sizeof(text), "%u", keeper.n_kept);
+        setenv("LISTEN_FDS", text, 1);
+        setenv("LISTEN_FDNAMES", keeper.names, 1);
+    } else {
+        unsetenv("LISTEN_FDS");
+        unsetenv("LISTEN_FDNAMES");
+    }
     if (close_range((unsigned)above, ~0u, 0) != 0)
         _exit(126);
     sigemptyset(&none);

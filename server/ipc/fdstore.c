@@ -47,6 +47,7 @@ struct kvp_fdstore {
     uv_timer_t timeout;
     struct note *first_note, *last_note;
     struct parking *parkings; /* in no order */
+    unsigned kept;            /* by the manager, if it did as it was told */
     unsigned open_handles;
 };
 
@@ -217,10 +218,13 @@ static int parking_raise_barrier(struct parking *parking)
 enum kvp_status kvp_fdstore_park(struct kvp_fdstore *store, const char *name, int fd,
                                  void (*done)(void *arg, enum kvp_status status), void *arg)
 {
-    struct parking *parking = calloc(1, sizeof(*parking));
+    struct parking *parking;
     char text[64 + KVP_FDSTORE_NAME_MAX];
     int copy, barrier;
 
+    if (store->socket >= 0 && store->kept >= KVP_FDSTORE_MAX)
+        return KVP_ELIMIT;
+    parking = calloc(1, sizeof(*parking));
     if (parking == NULL)
         return KVP_ENOMEM;
     *parking = (struct parking){.store = store, .done = done, .arg = arg, .barrier = -1, .later.run = done_later,
@@ -237,6 +241,7 @@ enum kvp_status kvp_fdstore_park(struct kvp_fdstore *store, const char *name, in
         post(store, "BARRIER=1", barrier);
         if (!uv_is_active((uv_handle_t *)&store->timeout))
             uv_timer_start(&store->timeout, timed_out, KVP_FDSTORE_TIMEOUT_MS, KVP_FDSTORE_TIMEOUT_MS / 10);
+        store->kept++;
     }
     parking->next = store->parkings;
     store->parkings = parking;
@@ -253,8 +258,15 @@ void kvp_fdstore_unpark(struct kvp_fdstore *store, const char *name)
 {
     char text[64 + KVP_FDSTORE_NAME_MAX];
 
+    if (store->kept > 0)
+        store->kept--;
     snprintf(text, sizeof(text), "FDSTOREREMOVE=1\nFDNAME=%s", name);
     post(store, text, -1);
+}
+
+void kvp_fdstore_count(struct kvp_fdstore *store, unsigned n)
+{
+    store->kept += n;
 }
 
 void kvp_fdstore_notify(struct kvp_fdstore *store, const char *lines)

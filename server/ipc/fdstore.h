@@ -19,6 +19,8 @@
 #define KVP_FDSTORE_NAME_MAX   24   /* bytes, the terminator included */
 #define KVP_FDSTORE_TIMEOUT_MS 5000 /* a manager that has not answered a barrier by then does not keep anything */
 
+#define KVP_FDSTORE_MAX        8000 /* kept at once, by our count: the units say 8192, and a full store drops silently */
+
 struct kvp_fdstore;
 
 enum kvp_status kvp_fdstore_open(uv_loop_t *loop, struct kvp_later_queue *later, struct kvp_fdstore **ret_store);
@@ -35,9 +37,13 @@ void kvp_fdstore_notify(struct kvp_fdstore *store, const char *lines);
  * Have an fd kept under a name. The fd stays the caller's.
  * @param done  called once, from the loop: KVP_OK when it is kept (or nobody keeps anything); else KVP_ETIMEDOUT
  * @retval KVP_ENOMEM  it can not be sent; `done` is not called
+ * @retval KVP_ELIMIT  KVP_FDSTORE_MAX are kept; `done` is not called
  */
 enum kvp_status kvp_fdstore_park(struct kvp_fdstore *store, const char *name, int fd,
                                  void (*done)(void *arg, enum kvp_status status), void *arg);
+/** What was parked under that name, by this daemon or an earlier one, is given up. */
 void kvp_fdstore_unpark(struct kvp_fdstore *store, const char *name);
+/** So many were parked by earlier daemons. */
+void kvp_fdstore_count(struct kvp_fdstore *store, unsigned n);
 
 #endif

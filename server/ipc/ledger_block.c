@@ -1,6 +1,7 @@
 /* The memory that the ledger lies in; see ledger_block.h. */
 #include "ledger_block.h"
 #include "backing.h"
+#include "kvp_limits.h"
 #include "log.h"
 
 #include <errno.h>
@@ -9,6 +10,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
 
 enum kvp_status kvp_ledger_block_make(uint64_t bytes, uint64_t root_bytes, struct kvp_ledger_block *ret_block)
 {
@@ -19,7 +22,7 @@ enum kvp_status kvp_ledger_block_make(uint64_t bytes, uint64_t root_bytes, struc
     if (block.fd < 0)
         return KVP_ENOMEM;
     if (fchmod(block.fd, 0600) != 0 || ftruncate(block.fd, (off_t)bytes) != 0 ||
-        fcntl(block.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0 ||
+        fcntl(block.fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL) != 0 ||
         kvp_ledger_block_back(&block, 0, root_bytes) != KVP_OK)
         goto close_fd;
     at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, block.fd, 0);
@@ -33,6 +36,22 @@ close_fd:
     kvp_log(LOG_ERR, "no memory for the ledger: %s", strerror(errno));
     close(block.fd);
     return KVP_ENOMEM;
+}
+
+enum kvp_status kvp_ledger_block_adopt(int fd, uint64_t root_bytes, struct kvp_ledger_block *ret_block)
+{
+    int seals = fcntl(fd, F_GET_SEALS);
+    struct stat st;
+    void *at;
+
+    if (seals < 0 || (seals & SEALS) != SEALS || fstat(fd, &st) != 0 || (uint64_t)st.st_size < root_bytes ||
+        (uint64_t)st.st_size > KVP_LEDGER_BYTES_MAX)
+        return KVP_ECORRUPT;
+    at = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+    if (at == MAP_FAILED)
+        return KVP_ENOMEM;
+    *ret_block = (struct kvp_ledger_block){.fd = fd, .address = at, .bytes = (uint64_t)st.st_size};
+    return KVP_OK;
 }
 
 enum kvp_status kvp_ledger_block_back(struct kvp_ledger_block *block, uint64_t offset, uint64_t bytes)

@@ -110,42 +110,46 @@ close_fd:
     return status;
 }
 
-/* Listening sockets that systemd passed, told by their type; a second of one type, or what is no socket, is closed. */
-static void take_passed(struct kvp_place *place, bool with_grpc)
+/* Listening sockets that were handed over, told by their type; what is left stays with `inherited`. */
+static void take_passed(struct kvp_place *place, struct kvp_inherited *inherited, bool with_grpc)
 {
-    int n = sd_listen_fds(1); /* sets close-on-exec */
+    for (unsigned i = 0; i < inherited->n; i++) {
+        struct kvp_inherited_fd *item = &inherited->fds[i];
+        bool session = item->fd >= 0 && sd_is_socket(item->fd, AF_UNIX, SOCK_SEQPACKET, 1) > 0;
+        bool grpc = item->fd >= 0 && with_grpc && sd_is_socket(item->fd, AF_UNIX, SOCK_STREAM, 1) > 0;
+        int *slot = session ? &place->session : &place->grpc;
 
-    for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + n; fd++) {
-        int *slot = sd_is_socket(fd, AF_UNIX, SOCK_SEQPACKET, 1) > 0 ? &place->session
-                    : sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) > 0 && with_grpc ? &place->grpc
-                                                                                  : NULL;
-
-        if (slot != NULL && *slot < 0 && fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK) == 0)
-            *slot = fd;
+        if ((!session && !grpc) || *slot >= 0 || fcntl(item->fd, F_SETFL, O_RDWR | O_NONBLOCK) != 0)
+            continue;
+        *slot = item->fd;
+        item->fd = -1;
+        if (session)
+            place->session_is_ours = strcmp(item->name, KVP_SESSION_DOOR_NAME) == 0;
         else
-            close(fd);
+            place->grpc_is_ours = strcmp(item->name, KVP_GRPC_DOOR_NAME) == 0;
     }
 }
 
-enum kvp_status kvp_place_take(const struct kvp_place_spec *spec, struct kvp_place *ret_place, char *reterr_text)
+enum kvp_status kvp_place_take(const struct kvp_place_spec *spec, struct kvp_inherited *inherited,
+                               struct kvp_place *ret_place, char *reterr_text)
 {
     struct kvp_place place = {.lock = -1, .session = -1, .grpc = -1};
     enum kvp_status status = lock_folder(spec->runtime_dir, &place.lock, reterr_text);
 
     if (status != KVP_OK)
         return status;
-    take_passed(&place, spec->with_grpc);
+    take_passed(&place, inherited, spec->with_grpc);
     if (place.session < 0) {
         status = bind_socket(spec, SESSION_NAME, SOCK_SEQPACKET, &place.session, reterr_text);
         if (status != KVP_OK)
             goto leave;
-        place.session_is_ours = true;
+        place.session_is_ours = place.session_is_new = true;
     }
     if (place.grpc < 0 && spec->with_grpc) {
         status = bind_socket(spec, GRPC_NAME, SOCK_STREAM, &place.grpc, reterr_text);
         if (status != KVP_OK)
             goto leave;
-        place.grpc_is_ours = true;
+        place.grpc_is_ours = place.grpc_is_new = true;
     }
     *ret_place = place;
     return KVP_OK;

@@ -75,3 +75,21 @@ enum kvp_status kvp_peer_identify(int socket, struct kvp_peer *ret_peer)
                                   .pidfd = pidfd};
     return KVP_OK;
 }
+
+enum kvp_status kvp_peer_process(uint32_t pid, uint64_t start_time, int *ret_pidfd)
+{
+    int pidfd;
+
+    if (pid == 0 || start_time == 0)
+        return KVP_ENODEV;
+    pidfd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+    if (pidfd < 0)
+        return errno == ESRCH ? KVP_EDISCONNECTED : KVP_ENOMEM;
+    /* the number is held by the pidfd's process only from here on, so the start time is read behind it */
+    if (start_time_of(pid) != start_time) {
+        close(pidfd);
+        return KVP_EDISCONNECTED;
+    }
+    *ret_pidfd = pidfd;
+    return KVP_OK;
+}

@@ -22,4 +22,12 @@ struct kvp_peer {
  */
 enum kvp_status kvp_peer_identify(int socket, struct kvp_peer *ret_peer);
 
+/**
+ * A pidfd of the process of that number, if it is the one that started then.
+ * @retval KVP_EDISCONNECTED  it has ended
+ * @retval KVP_ENODEV         it has no number here
+ * @retval KVP_ENOMEM         out of fds
+ */
+enum kvp_status kvp_peer_process(uint32_t pid, uint64_t start_time, int *ret_pidfd);
+
 #endif

@@ -40,6 +40,7 @@ struct connection {
     int watched;         /* what on_socket is waiting for */
     unsigned references; /* handles open, parkings under way */
     unsigned parkings;
+    bool socket_parked, pidfd_parked; /* or about to be */
     struct kvp_session_id session;
     char socket_name[KVP_FDSTORE_NAME_MAX], pidfd_name[KVP_FDSTORE_NAME_MAX];
     struct kvp_later later; /* -> after_answer */
@@ -173,14 +174,16 @@ static void disconnect(struct connection *connection)
     if (connection->state == CONNECTION_IN_HAND && !connection->answered)
         kvp_core_call_gone(door->core, &connection->call);
     close_socket(connection);
-    kvp_fdstore_unpark(door->store, connection->socket_name);
+    if (connection->socket_parked)
+        kvp_fdstore_unpark(door->store, connection->socket_name);
     if (session_is_known(connection))
         kvp_core_disconnected(door->core, connection->session);
 }
 
 static void forget(struct connection *connection)
 {
-    kvp_fdstore_unpark(connection->door->store, connection->pidfd_name);
+    if (connection->pidfd_parked)
+        kvp_fdstore_unpark(connection->door->store, connection->pidfd_name);
     connection_free(connection);
 }
 
@@ -488,10 +491,6 @@ static enum kvp_status park(struct connection *connection)
     struct kvp_fdstore *store = connection->door->store;
     enum kvp_status status;
 
-    snprintf(connection->socket_name, KVP_FDSTORE_NAME_MAX, "c%u.%u", connection->session.slot,
-             connection->session.generation);
-    snprintf(connection->pidfd_name, KVP_FDSTORE_NAME_MAX, "q%u.%u", connection->session.slot,
-             connection->session.generation);
     if (!kvp_fdstore_keeps(store)) {
         connection->state = CONNECTION_READY;
         return KVP_OK;
@@ -499,11 +498,13 @@ static enum kvp_status park(struct connection *connection)
     status = kvp_fdstore_park(store, connection->socket_name, connection->socket, parked, connection);
     if (status != KVP_OK)
         return status;
+    connection->socket_parked = true;
     connection->parkings++;
     connection->references++;
     status = kvp_fdstore_park(store, connection->pidfd_name, connection->pidfd, parked, connection);
     if (status != KVP_OK)
         return status;
+    connection->pidfd_parked = true;
     connection->parkings++;
     connection->references++;
     return KVP_OK;
@@ -524,43 +525,63 @@ static void turn_away(int socket, enum kvp_status status, const char *why)
     kvp_log(LOG_WARNING, "a connection was turned away: %s", why);
 }
 
-/* socket and pidfd become the connection's. @return NULL: out of memory; they are the caller's still */
-static struct connection *connection_new(struct kvp_session_door *door, int socket, const struct kvp_peer *peer)
+/**
+ * socket and pidfd become the connection's.
+ * @param socket  -1: it is DEAD from the start
+ * @return NULL: out of memory; they are the caller's still
+ */
+static struct connection *connection_new(struct kvp_session_door *door, int socket, int pidfd)
 {
     struct connection *connection = calloc(1, sizeof(*connection));
 
-    if (connection == NULL || uv_poll_init(door->loop, &connection->on_socket, socket) != 0)
+    if (connection == NULL || uv_poll_init(door->loop, &connection->on_process, pidfd) != 0)
         goto free_connection;
-    connection->on_socket.data = connection;
-    if (uv_poll_init(door->loop, &connection->on_process, peer->pidfd) != 0)
-        goto close_on_socket;
     connection->on_process.data = connection;
-    connection->references = 3; /* two handles, and the list */
+    if (socket >= 0 && uv_poll_init(door->loop, &connection->on_socket, socket) != 0)
+        goto close_on_process;
+    connection->on_socket.data = connection;
+    connection->references = socket >= 0 ? 3 : 2; /* the handles, and the list */
     connection->door = door;
     connection->socket = socket;
-    connection->pidfd = peer->pidfd;
+    connection->pidfd = pidfd;
     connection->later.run = after_answer_later;
-    connection->call.caller = (struct kvp_caller){
-        .door = KVP_DOOR_SOCKET, .known = true, .pid = peer->pid, .uid = peer->uid, .gid = peer->gid};
+    connection->state = socket >= 0 ? CONNECTION_PARKING : CONNECTION_DEAD;
+    *(socket >= 0 ? &door->open : &door->dead) += 1;
     connection->next = door->connections;
     if (door->connections != NULL)
         door->connections->previous = connection;
     door->connections = connection;
-    door->open++;
     return connection;
 
-close_on_socket:
+close_on_process:
     connection->references = 1;
-    uv_close((uv_handle_t *)&connection->on_socket, handle_closed);
+    uv_close((uv_handle_t *)&connection->on_process, handle_closed);
     return NULL;
 free_connection:
     free(connection);
     return NULL;
 }
 
+/* It is this session's from now on. */
+static void connection_join(struct connection *connection, struct kvp_session_id session)
+{
+    connection->session = connection->call.caller.session = session;
+    connection->door->by_slot[session.slot] = connection;
+    snprintf(connection->socket_name, KVP_FDSTORE_NAME_MAX, "c%u.%u", session.slot, session.generation);
+    snprintf(connection->pidfd_name, KVP_FDSTORE_NAME_MAX, "q%u.%u", session.slot, session.generation);
+    uv_poll_start(&connection->on_process, UV_READABLE, on_process);
+}
+
+static struct kvp_caller caller_of(const struct kvp_peer *peer)
+{
+    return (struct kvp_caller){
+        .door = KVP_DOOR_SOCKET, .known = true, .pid = peer->pid, .uid = peer->uid, .gid = peer->gid};
+}
+
 static void welcome(struct kvp_session_door *door, int socket)
 {
     struct connection *connection;
+    struct kvp_session_id session;
     struct kvp_peer peer;
     enum kvp_status status;
 
@@ -574,13 +595,14 @@ static void welcome(struct kvp_session_door *door, int socket)
                                                        : kvp_status_text(status));
         return;
     }
-    connection = connection_new(door, socket, &peer);
+    connection = connection_new(door, socket, peer.pidfd);
     if (connection == NULL) {
         close(peer.pidfd);
         turn_away(socket, KVP_ENOMEM, "out of memory");
         return;
     }
-    status = kvp_core_connect(door->core, &connection->call.caller, peer.start_time, &connection->session);
+    connection->call.caller = caller_of(&peer);
+    status = kvp_core_connect(door->core, &connection->call.caller, peer.start_time, &session);
     if (status != KVP_OK) {
         int copy = fcntl(socket, F_DUPFD_CLOEXEC, 3);
 
@@ -589,13 +611,57 @@ static void welcome(struct kvp_session_door *door, int socket)
             turn_away(copy, status, "there is no room for another session, or the daemon is stopping");
         return;
     }
-    connection->call.caller.session = connection->session;
-    door->by_slot[connection->session.slot] = connection;
-    uv_poll_start(&connection->on_process, UV_READABLE, on_process);
+    connection_join(connection, session);
     if (park(connection) != KVP_OK)
         connection_lost(connection);
     else
         watch(connection);
+}
+
+/* Without a pidfd that was kept, a process is found by its connection, or by number and start time. */
+static enum kvp_status find_process(const struct kvp_session_view *view, int socket, int *ret_pidfd)
+{
+    struct kvp_peer peer;
+    enum kvp_status status;
+
+    if (socket < 0)
+        return kvp_peer_process(view->spec.pid, view->spec.start_time, ret_pidfd);
+    status = kvp_peer_identify(socket, &peer);
+    if (status == KVP_OK)
+        *ret_pidfd = peer.pidfd;
+    return status;
+}
+
+enum kvp_status kvp_session_door_adopt(struct kvp_session_door *door, struct kvp_session_id session, int socket,
+                                       int pidfd)
+{
+    struct kvp_session_view view;
+    struct connection *connection;
+    enum kvp_status status = kvp_session_get(door->ledger, session, &view);
+    bool socket_kept = socket >= 0, pidfd_kept = pidfd >= 0;
+
+    if (status == KVP_OK && !pidfd_kept)
+        status = find_process(&view, socket, &pidfd);
+    if (status == KVP_OK && socket_kept && fcntl(socket, F_SETFL, O_RDWR | O_NONBLOCK) != 0)
+        status = KVP_EINVAL;
+    connection = status == KVP_OK ? connection_new(door, socket, pidfd) : NULL;
+    if (connection == NULL) {
+        if (socket_kept)
+            close(socket);
+        if (pidfd >= 0)
+            close(pidfd);
+        return status == KVP_OK ? KVP_ENOMEM : status;
+    }
+    connection->call.caller = (struct kvp_caller){.door = KVP_DOOR_SOCKET, .known = true, .pid = view.spec.pid,
+                                                  .uid = view.spec.uid, .gid = view.spec.gid};
+    connection_join(connection, session);
+    connection->socket_parked = socket_kept;
+    connection->pidfd_parked = pidfd_kept;
+    if (socket_kept) {
+        connection->state = CONNECTION_READY;
+        watch(connection);
+    }
+    return KVP_OK;
 }
 
 static void on_listen(uv_poll_t *poll, int status, int events);

@@ -34,6 +34,17 @@ enum kvp_status kvp_session_door_open(uv_loop_t *loop, struct kvp_clock *clock, 
                                       struct kvp_later_queue *later, const struct kvp_session_door_config *config,
                                       struct kvp_session_door **ret_door);
 
+/**
+ * A connection, or only the process, of a session that the ledger knows, as an earlier daemon parked them. Before the
+ * loop runs; the core knows of the connection already (kvp_core_session_adopted).
+ * @param socket  -1: there is only the process
+ * @param pidfd   -1: it was not kept, and is found anew; both fds are taken over
+ * @retval KVP_EDISCONNECTED  the process has ended
+ * @retval KVP_ENODEV         it can not be found, so that its end will not be seen
+ */
+enum kvp_status kvp_session_door_adopt(struct kvp_session_door *door, struct kvp_session_id session, int socket,
+                                       int pidfd);
+
 /** The core's reply action for calls of KVP_DOOR_SOCKET. @param fds  [n_fds] to go along; they stay the caller's */
 void kvp_session_door_reply(struct kvp_session_door *door, struct kvp_call *call, enum kvp_status status,
                             const ProtobufCMessage *reply, const int *fds, unsigned n_fds);

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define BUCKETS 1024u
+#define SEALS   (F_SEAL_SHRINK | F_SEAL_GROW)
 
 enum entry_state { ENTRY_MAKING, ENTRY_PARKING, ENTRY_READY };
 
@@ -22,6 +23,7 @@ struct entry {
     struct entry *next; /* in its bucket */
     struct kvp_thing thing;
     enum entry_state state;
+    bool parked;  /* or about to be */
     bool dropped; /* out of its bucket; freed when what is under way comes back */
     enum kvp_status status;
     int error; /* errno of a failed making */
@@ -93,29 +95,35 @@ void kvp_thing_name(struct kvp_thing thing, char ret_name[KVP_FDSTORE_NAME_MAX])
 
 /* ---- making ---------------------------------------------------------------------------------------------------------- */
 
+/* Map it, and for a table get the fd to send out. @return false: errno says why */
+static bool map_memory(struct entry *entry)
+{
+    char path[40];
+
+    entry->address = mmap(NULL, entry->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, entry->fd, 0);
+    if (entry->address == MAP_FAILED) {
+        entry->address = NULL;
+        return false;
+    }
+    if (entry->thing.kind != KVP_THING_TABLE)
+        return true;
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", entry->fd);
+    entry->fd_out = open(path, O_RDONLY | O_CLOEXEC);
+    return entry->fd_out >= 0;
+}
+
 /* In the thread pool, so that allocating a large table does not hold the loop up. Touches its entry alone. */
 static void make_memory(uv_work_t *work)
 {
     struct entry *entry = work->data;
-    char name[KVP_FDSTORE_NAME_MAX + 8] = "kvpool-", path[40];
+    char name[KVP_FDSTORE_NAME_MAX + 8] = "kvpool-";
 
     kvp_thing_name(entry->thing, name + strlen(name));
     entry->fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (entry->fd < 0 || fchmod(entry->fd, 0600) != 0 || kvp_back(entry->fd, 0, entry->bytes) != KVP_OK)
         goto failed;
-    if (fcntl(entry->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+    if (fcntl(entry->fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL) != 0 || !map_memory(entry))
         goto failed;
-    entry->address = mmap(NULL, entry->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, entry->fd, 0);
-    if (entry->address == MAP_FAILED) {
-        entry->address = NULL;
-        goto failed;
-    }
-    if (entry->thing.kind == KVP_THING_TABLE) {
-        snprintf(path, sizeof(path), "/proc/self/fd/%d", entry->fd);
-        entry->fd_out = open(path, O_RDONLY | O_CLOEXEC);
-        if (entry->fd_out < 0)
-            goto failed;
-    }
     return;
 
 failed:
@@ -144,6 +152,8 @@ static void settle(struct entry *entry)
     kvp_thing_name(thing, name);
     kvp_log(LOG_ERR, "%s (%" PRIu64 " bytes) can not be had: %s%s%s", name, entry->bytes, kvp_status_text(status),
             entry->error != 0 ? ": " : "", entry->error != 0 ? strerror(entry->error) : "");
+    if (entry->parked)
+        kvp_fdstore_unpark(things->store, name);
     take_out(entry);
     entry_free(entry);
     things->ready(things->ctx, thing, status, NULL, 0);
@@ -171,7 +181,8 @@ static void park(struct entry *entry)
     entry->status = entry->status == KVP_OK
                         ? kvp_fdstore_park(entry->things->store, name, entry->fd, parked, entry)
                         : entry->status;
-    if (entry->status != KVP_OK)
+    entry->parked = entry->status == KVP_OK;
+    if (!entry->parked)
         kvp_later_add(entry->things->later, &entry->later);
 }
 
@@ -235,6 +246,37 @@ void kvp_things_keep(struct kvp_things *things, struct kvp_thing thing, int fd)
     park(entry);
 }
 
+enum kvp_status kvp_things_adopt(struct kvp_things *things, struct kvp_thing thing, int fd, void **ret_address,
+                                 uint64_t *ret_bytes)
+{
+    bool mapped = thing.kind != KVP_THING_SLAB && thing.kind != KVP_THING_BUFFER;
+    struct entry *entry;
+    struct stat st;
+    int seals;
+
+    if (find(things, thing) != NULL) {
+        close(fd);
+        return KVP_EEXIST;
+    }
+    entry = entry_new(things, thing);
+    entry->fd = fd;
+    entry->state = ENTRY_READY;
+    entry->parked = true;
+    if (fstat(fd, &st) != 0 || st.st_size < 0)
+        goto forget;
+    entry->bytes = (uint64_t)st.st_size;
+    seals = mapped ? fcntl(fd, F_GET_SEALS) : SEALS;
+    if (seals < 0 || (seals & SEALS) != SEALS || (mapped && (entry->bytes == 0 || !map_memory(entry))))
+        goto forget;
+    *ret_address = entry->address;
+    *ret_bytes = entry->bytes;
+    return KVP_OK;
+
+forget:
+    kvp_things_drop(things, thing);
+    return KVP_ECORRUPT;
+}
+
 /* Whether the thread pool or the fd store still holds on to the entry. */
 static bool is_under_way(const struct entry *entry)
 {
@@ -250,7 +292,7 @@ void kvp_things_drop(struct kvp_things *things, struct kvp_thing thing)
         return;
     take_out(entry);
     kvp_thing_name(thing, name);
-    if (entry->state != ENTRY_MAKING)
+    if (entry->parked)
         kvp_fdstore_unpark(things->store, name);
     if (!is_under_way(entry)) {
         kvp_later_cancel(things->later, &entry->later);

@@ -33,6 +33,14 @@ void kvp_things_close(struct kvp_things *things);
 void kvp_things_make(struct kvp_things *things, struct kvp_thing thing, uint64_t bytes);
 /** @param fd  taken over; -1 (there was none to take) is told as KVP_EINVAL */
 void kvp_things_keep(struct kvp_things *things, struct kvp_thing thing, int fd);
+/**
+ * Take over one that an earlier daemon parked, mapped where the core wants it so; the core is told by the caller.
+ * @param fd  taken over, whatever comes of it
+ * @retval KVP_EEXIST    one of that name was taken over before
+ * @retval KVP_ECORRUPT  it is not of the kind that such a thing is; it is no longer parked
+ */
+enum kvp_status kvp_things_adopt(struct kvp_things *things, struct kvp_thing thing, int fd, void **ret_address,
+                                 uint64_t *ret_bytes);
 void kvp_things_drop(struct kvp_things *things, struct kvp_thing thing);
 
 /** The fd to send out for a thing that is ready; -1: there is no such thing. */

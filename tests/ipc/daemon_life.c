@@ -260,8 +260,14 @@ static void manager_start(struct manager *manager, const char *watchdog)
 
 static void manager_end(struct manager *manager)
 {
+    char path[300];
+
     close(manager->socket);
     unlink(strchr(manager->environment, '=') + 1);
+    path_in(server.dir, "kvpool.sock", path);
+    ck_assert_int_eq(unlink(path), 0); /* it stays for the next daemon, who is handed the socket */
+    path_in(server.dir, "grpc.sock", path);
+    ck_assert_int_eq(unlink(path), 0);
     ck_assert_int_eq(rmdir(server.dir), 0);
 }
 
@@ -287,7 +293,10 @@ START_TEST(log_lines_have_a_level_for_the_journal)
 {
     struct manager manager;
 
+    char text[512];
+
     manager_start(&manager, NULL);
+    manager_waits_for(&manager, "READY=1", text);
     ck_assert(test_daemon_says(&server, "<6>kvpoold "));
     kill(server.pid, SIGTERM);
     ck_assert_int_eq(test_daemon_wait(&server), 0);

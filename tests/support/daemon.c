@@ -57,8 +57,8 @@ static void become_daemon(char *const *argv, const char *const *environment, int
     _exit(127);
 }
 
-/* kvpoold in $KVPOOL_BIN_DIR, or in ../bin seen from this program. */
-static void find_program(char ret_program[PATH_MAX])
+/* A program in $KVPOOL_BIN_DIR, or in ../bin seen from this program. */
+static void find_program(const char *name, char ret_program[PATH_MAX])
 {
     const char *bin = getenv("KVPOOL_BIN_DIR");
     char self[PATH_MAX - 16];
@@ -68,20 +68,17 @@ static void find_program(char ret_program[PATH_MAX])
     self[n] = 0;
     *strrchr(self, '/') = 0;
     if (bin != NULL)
-        snprintf(ret_program, PATH_MAX, "%.4000s/kvpoold", bin);
+        snprintf(ret_program, PATH_MAX, "%.4000s/%s", bin, name);
     else
-        snprintf(ret_program, PATH_MAX, "%.4000s/../bin/kvpoold", self);
+        snprintf(ret_program, PATH_MAX, "%.4000s/../bin/%s", self, name);
 }
 
-void test_daemon_spawn(struct test_daemon *daemon, const char *dir, const char *const *arguments,
-                       const char *const *environment, int pass_fd)
+/* @param argv  [n] so far, room for ARGUMENTS_MAX */
+static void spawn(struct test_daemon *daemon, const char *dir, char **argv, unsigned n, const char *const *arguments,
+                  const char *const *environment, int pass_fd)
 {
-    char program[PATH_MAX];
-    char *argv[ARGUMENTS_MAX] = {program, (char *)"--backend", (char *)"host", (char *)"--runtime-dir", daemon->dir};
-    unsigned n = 5;
     int log[2];
 
-    find_program(program);
     if (dir == NULL)
         test_folder(daemon->dir);
     else if (dir != daemon->dir)
@@ -91,6 +88,7 @@ void test_daemon_spawn(struct test_daemon *daemon, const char *dir, const char *
         ck_assert_uint_lt(n, ARGUMENTS_MAX - 1);
         argv[n++] = (char *)(uintptr_t)*arguments;
     }
+    argv[n] = NULL;
     ck_assert_int_eq(pipe2(log, O_CLOEXEC), 0);
     daemon->pid = fork();
     ck_assert_int_ge(daemon->pid, 0);
@@ -100,6 +98,71 @@ void test_daemon_spawn(struct test_daemon *daemon, const char *dir, const char *
     }
     close(log[1]);
     daemon->log = log[0];
+}
+
+void test_daemon_spawn(struct test_daemon *daemon, const char *dir, const char *const *arguments,
+                       const char *const *environment, int pass_fd)
+{
+    char program[PATH_MAX];
+    char *argv[ARGUMENTS_MAX] = {program, (char *)"--backend", (char *)"host", (char *)"--runtime-dir", daemon->dir};
+
+    find_program("kvpoold", program);
+    spawn(daemon, dir, argv, 5, arguments, environment, pass_fd);
+}
+
+void test_keeper_start(struct test_daemon *daemon, const char *const *arguments)
+{
+    char keeper[PATH_MAX], program[PATH_MAX];
+    char *argv[ARGUMENTS_MAX] = {keeper, (char *)"--", program, (char *)"--backend", (char *)"host",
+                                 (char *)"--runtime-dir", daemon->dir};
+
+    find_program("kvpool-keeper", keeper);
+    find_program("kvpoold", program);
+    spawn(daemon, NULL, argv, 7, arguments, NULL, -1);
+    ck_assert_msg(test_daemon_says(daemon, "serves in"), "the daemon does not start");
+}
+
+pid_t test_keeper_child(const struct test_daemon *daemon)
+{
+    char path[64];
+    FILE *file;
+    int pid = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int)daemon->pid, (int)daemon->pid);
+    file = fopen(path, "re");
+    ck_assert_ptr_nonnull(file);
+    while (fscanf(file, "%d", &pid) == 1) { /* an executor whose daemon died is a child too */
+        char name[64] = "", comm[64];
+        FILE *of;
+
+        snprintf(comm, sizeof(comm), "/proc/%d/comm", pid);
+        of = fopen(comm, "re");
+        if (of != NULL && fscanf(of, "%63s", name) == 1 && strcmp(name, "kvpoold") == 0) {
+            fclose(of);
+            break;
+        }
+        if (of != NULL)
+            fclose(of);
+        pid = 0;
+    }
+    fclose(file);
+    return pid;
+}
+
+int test_keeper_stop(struct test_daemon *daemon)
+{
+    static const char *const names[] = {"kvpool.sock", "grpc.sock"};
+    char path[300];
+    int code;
+
+    kill(daemon->pid, SIGTERM);
+    code = test_daemon_wait(daemon);
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        snprintf(path, sizeof(path), "%s/%s", daemon->dir, names[i]);
+        unlink(path);
+    }
+    ck_assert_msg(rmdir(daemon->dir) == 0, "%s: %s", daemon->dir, strerror(errno));
+    return code;
 }
 
 bool test_daemon_says(struct test_daemon *daemon, const char *text)

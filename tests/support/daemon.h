@@ -35,6 +35,14 @@ void test_daemon_start(struct test_daemon *daemon, const char *dir, const char *
  * LISTEN_FDS=1; -1: none */
 void test_daemon_spawn(struct test_daemon *daemon, const char *dir, const char *const *arguments,
                        const char *const *environment, int pass_fd);
+/* The same as test_daemon_start, under kvpool-keeper: `pid` is the keeper's. What the daemon binds stays in the folder
+ * when it ends, for its successor. */
+void test_keeper_start(struct test_daemon *daemon, const char *const *arguments);
+/* The daemon that the keeper runs now; 0: none. */
+pid_t test_keeper_child(const struct test_daemon *daemon);
+/* SIGTERM to the keeper; @return its exit code. The folder is removed with what is in it. */
+int test_keeper_stop(struct test_daemon *daemon);
+
 /* Read its log until a line holds `text`. @return false: it ended first */
 bool test_daemon_says(struct test_daemon *daemon, const char *text);
 
