@@ -1,0 +1,250 @@
+"""Every command of kvpool, with right and with wrong input, against a daemon of its own."""
+import unittest
+
+import cli_house
+
+SMALL = ["--pages", "32", "--layers", "2", "--kv-heads", "2", "--head-dim", "16"]
+TOKEN_BYTES = 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, dim, fp16
+
+
+class Program(cli_house.Case):
+    def test_help_lists_every_command_but_hidden_ones(self):
+        text = self.run_cli("--help").stdout
+        for command in ("status", "audit", "pool create", "pool list", "pool show", "pool delete", "session open",
+                        "session close", "seq open", "seq advance", "seq append", "seq fork", "seq close", "seq list",
+                        "seq show", "seqlens", "page-table", "demo"):
+            self.assertIn(f"  {command} ", text)
+        self.assertNotIn("demo-worker", text)
+
+    def test_every_command_says_its_options_and_its_json_keys(self):
+        text = self.run_cli("pool", "create", "--help").stdout
+        for word in ("--pages=N", "--page-tokens=N", "--mla=CKV,KPE", "With --json:", "--endpoint=PATH"):
+            self.assertIn(word, text)
+
+    def test_version_is_told(self):
+        self.assertRegex(self.run_cli("--version").stdout, r"^kvpool \d+\.\d+\.\d+\n$")
+
+    def test_wrong_usage_exits_2_and_says_what_is_wrong(self):
+        self.misused(text="a command is wanted")
+        self.misused("fly", text="`fly' is no command")
+        self.misused("pool", "paint", text="`pool paint' is no command")
+        self.misused("--color", "status", text="--color")
+        self.misused("status", "extra", text="extra")
+        self.misused("status", "--pages", "3", text="--pages")
+        self.misused("pool", "show", text="NAME")
+
+    def test_without_a_daemon_it_says_how_to_start_one(self):
+        nowhere = self.daemon.folder / "nowhere.sock"
+        done = self.fails("KVP_EDISCONNECTED", "status", endpoint=nowhere, text="connecting: no connection")
+        self.assertIn("systemctl start kvpoold", done.stderr)
+        self.fails("KVP_EDISCONNECTED", "demo", endpoint=nowhere)
+        self.fails("KVP_EINVAL", "-e", "/" + 200 * "x", "status")
+
+    def test_wait_gives_up_after_its_time(self):
+        nowhere = self.daemon.folder / "nowhere.sock"
+        self.fails("KVP_EDISCONNECTED", "--wait", "1", "status", endpoint=nowhere)
+        self.misused("--wait", "soon", "status", text="--wait is `soon'")
+
+    def test_options_of_the_program_stand_before_or_behind_the_command(self):
+        socket = str(self.daemon.session_socket)
+        nowhere = self.daemon.folder / "nowhere.sock"
+        self.run_cli("-e", socket, "status", endpoint=nowhere)
+        self.run_cli("status", "-e", socket, endpoint=nowhere)
+        self.assertIn("pools", self.json_of("pool", "list"))
+
+
+class Status(cli_house.Case):
+    def test_status_has_its_documented_keys(self):
+        status = self.json_of("status")
+        self.assertEqual(set(status), {"version", "backend", "instance", "epoch", "uptime_ms", "calls", "calls_failed",
+                                       "adoptions", "last_pause_us", "pools", "sessions", "executors"})
+        self.assertEqual((status["backend"], status["epoch"], len(status["instance"])), ("host", 1, 32))
+        self.assertIn("host backend", self.run_cli("status").stdout)
+
+    def test_audit_of_a_clean_ledger_exits_0(self):
+        self.assertEqual(self.run_cli("audit").stdout, "the ledger is clean\n")
+        self.assert_clean()
+
+
+class Pools(cli_house.Case):
+    def test_a_pool_is_made_shown_listed_and_deleted(self):
+        made = self.json_of("pool", "create", "a", *SMALL, "--page-tokens", "4", "--order", "hnd", "--reserved-pages", "2",
+                            "--max-sequences", "8", "--max-tokens", "64", "--model", "tiny")
+        expected = {"name": "a", "model": "tiny", "backend": "host", "state": "live", "pages": 32, "page_tokens": 4,
+                    "free_pages": 30, "reserved_pages": 2, "order": "hnd", "placement": "layer", "joined": False,
+                    "page_bytes": 4 * TOKEN_BYTES, "max_sequences": 8, "max_sequence_tokens": 64, "sequences": 0}
+        self.assertEqual({key: made[key] for key in expected}, expected)
+        self.assertEqual(made["planes"][1]["component"], "v")
+        self.assertEqual(self.json_of("pool", "show", "a"), made)
+        self.assertEqual(self.json_of("pool", "create", "a", *SMALL, "--page-tokens", "4", "--order", "hnd",
+                                      "--reserved-pages", "2", "--max-sequences", "8", "--max-tokens", "64", "--model",
+                                      "tiny"), made)
+        self.assertIn("a", self.json_of("pool", "list")["pools"])
+        self.assertIn("pool        a (host, live)", self.run_cli("pool", "show", "a").stdout)
+        self.assertEqual(self.json_of("pool", "delete", "a"), {"deleted": "a"})
+        self.assertNotIn("a", self.json_of("pool", "list")["pools"])
+
+    def test_mla_and_joined_pools_have_their_planes(self):
+        mla = self.json_of("pool", "create", "mla", "--pages", "4", "--layers", "3", "--mla", "512,64", "--dtype", "bf16",
+                           "--joined")
+        self.assertEqual([(p["component"], p["heads"], p["dim"], p["dtype"]) for p in mla["planes"][:2]],
+                         [("ckv", 1, 512, "bf16"), ("kpe", 1, 64, "bf16")])
+        self.assertEqual(mla["planes"][0]["token_stride"], 576 * 2)
+        page = self.json_of("pool", "create", "page", *SMALL, "--placement", "page")
+        self.assertEqual(page["placement"], "page")
+        for name in ("mla", "page"):
+            self.run_cli("pool", "delete", name)
+
+    def test_what_is_wrong_with_a_spec_is_named(self):
+        self.misused("pool", "create", "x", text="--pages is wanted")
+        self.misused("pool", "create", "x", "--pages", "many", text="--pages is `many'")
+        self.misused("pool", "create", "x", "--pages", "0", text="--pages")
+        self.misused("pool", "create", "x", *SMALL, "--dtype", "int4", text="none of fp32, fp16")
+        self.misused("pool", "create", "x", *SMALL, "--order", "dhn", text="none of nhd, hnd")
+        self.misused("pool", "create", "x", *SMALL, "--mla", "512", text="two widths")
+        self.fails("KVP_EINVAL", "pool", "create", "", *SMALL)
+        self.fails("KVP_EINVAL", "pool", "create", "x" * 64, *SMALL)
+        self.fails("KVP_EINVAL", "pool", "create", "x", *SMALL, "--reserved-pages", "32")
+        self.assertEqual(self.json_of("pool", "list"), {"pools": []})
+
+    def test_another_shape_under_a_taken_name_is_refused(self):
+        self.run_cli("pool", "create", "taken", *SMALL)
+        self.fails("KVP_EEXIST", "pool", "create", "taken", *SMALL, "--page-tokens", "8")
+        self.run_cli("pool", "delete", "taken")
+
+    def test_what_is_not_there_can_not_be_shown_or_deleted(self):
+        self.fails("KVP_ENOENT", "pool", "show", "nothing")
+        self.fails("KVP_ENOENT", "pool", "delete", "nothing")
+
+
+class Sessions(cli_house.Case):
+    def test_a_session_lives_from_command_to_command_and_ends_by_close(self):
+        opened = self.json_of("session", "open", "--name", "tests", "--lease-ms", "60000")
+        self.assertEqual(set(opened), {"session", "session_id", "lease_ms", "resume_secret"})
+        self.assertEqual(opened["lease_ms"], 60000)
+        known = {s["session_id"]: s for s in self.json_of("status")["sessions"]}
+        self.assertEqual(known[opened["session_id"]]["name"], "tests")
+        self.assertTrue(known[opened["session_id"]]["lease"])
+        self.run_cli("--session", opened["session"], "status")
+        self.run_cli("session", "close", opened["session"])
+        self.fails("KVP_ESESSION", "--session", opened["session"], "status")
+        self.fails("KVP_ESESSION", "session", "close", opened["session"])
+
+    def test_wrong_tokens_and_secrets_are_refused(self):
+        self.misused("session", "close", text="a token is wanted")
+        self.fails("KVP_ESESSION", "status", session="00000000000000000000000000000000")
+        self.misused("session", "open", "--resume", "xyz", text="--resume")
+        self.fails("KVP_ENOENT", "session", "open", "--resume", 32 * "0")
+        self.misused("session", "open", "--lease-ms", "-1", text="--lease-ms")
+        self.fails("KVP_EINVAL", "session", "open", "--lease-ms", "1")
+
+
+class Sequences(cli_house.Case):
+    def setUp(self):
+        self.run_cli("pool", "create", "p", *SMALL, "--page-tokens", "4")
+        self.session = self.run_cli("session", "open").stdout.strip()
+
+    def tearDown(self):
+        listed = [s["seq"] for s in self.json_of("seq", "list", "p", session=self.session)["sequences"]]
+        if listed:
+            self.run_cli("seq", "close", "p", *listed, session=self.session)
+        self.assertEqual(self.json_of("pool", "show", "p")["free_pages"], 32)
+        self.run_cli("session", "close", session=self.session)
+        self.assert_clean()
+
+    def open(self, *keys):
+        return self.json_of("seq", "open", "p", *keys, session=self.session)["seqs"]
+
+    def test_a_sequence_is_opened_advanced_filled_read_and_closed(self):
+        one, two = self.open("11", "12")
+        self.assertEqual(self.open("12"), [two])
+        self.assertEqual(self.json_of("seq", "advance", "p", one, "10", session=self.session),
+                         {"seq": one, "reserved": 10, "copies": []})
+        self.assertEqual(self.json_of("seq", "append", "p", one, "--tokens", "6", session=self.session),
+                         {"seq": one, "written": 6})
+        self.assertEqual(self.json_of("seq", "append", "p", one, "--at", "6", session=self.session)["written"], 7)
+        shown = self.json_of("seq", "show", "p", one)
+        self.assertEqual((shown["key"], shown["written"], shown["reserved"], shown["state"], len(shown["pages"])),
+                         ("11", 7, 10, "open", 3))
+        self.assertEqual(self.json_of("seqlens", "p", one, two), {"lengths": [7, 0]})
+        self.assertEqual(self.json_of("page-table", "p", one, two),
+                         {"kv_indptr": [0, 2, 2], "kv_indices": shown["pages"][:2], "kv_last_page_len": [3, 0]})
+        self.assertEqual(self.run_cli("seqlens", "p", one).stdout, "7\n")
+        self.assertEqual(self.json_of("seq", "close", "p", one, session=self.session), {"closed": 1})
+        self.fails("KVP_ESTALE", "seqlens", "p", one)
+        self.run_cli("seq", "close", "p", one, session=self.session)
+
+    def test_bytes_of_an_append_come_from_a_file(self):
+        one, = self.open("1")
+        data = bytes(range(256)) * (2 * TOKEN_BYTES // 256)
+        self.run_cli("seq", "append", "p", one, "--tokens", "2", "--file", "-", session=self.session, stdin=data)
+        self.assertEqual(self.json_of("seqlens", "p", one)["lengths"], [2])
+        done = self.run_cli("seq", "append", "p", one, "--file", "-", code=1, session=self.session, stdin=data)
+        self.assertIn("has more than", done.stderr)
+        done = self.run_cli("seq", "append", "p", one, "--tokens", "5", "--file", "-", code=1, session=self.session,
+                            stdin=data)
+        self.assertIn("has less than", done.stderr)
+        self.run_cli("seq", "append", "p", one, "--file", "/nowhere/at/all", code=1, session=self.session)
+        self.assertEqual(self.json_of("seqlens", "p", one)["lengths"], [2])
+
+    def test_a_fork_shares_full_pages_and_owes_a_copy_of_the_rest(self):
+        one, = self.open("1")
+        self.run_cli("seq", "append", "p", one, "--tokens", "6", session=self.session)
+        forked = self.json_of("seq", "fork", "p", one, "2", session=self.session)
+        parent = self.json_of("seq", "show", "p", one)["pages"]
+        child = self.json_of("seq", "show", "p", forked["seq"])["pages"]
+        self.assertEqual(child[0], parent[0])
+        self.assertEqual(forked["copies"], [{"source": parent[1], "destination": child[1], "tokens": 2}])
+        whole = self.json_of("seq", "fork", "p", one, "3", "--tokens", "4", session=self.session)
+        self.assertEqual(whole["copies"], [])
+        self.fails("KVP_EEXIST", "seq", "fork", "p", one, "3", session=self.session)
+        self.fails("KVP_EINVAL", "seq", "fork", "p", one, "4", "--tokens", "7", session=self.session)
+
+    def test_truncation_wants_its_option(self):
+        one, = self.open("1")
+        self.run_cli("seq", "append", "p", one, "--tokens", "9", session=self.session)
+        self.fails("KVP_EINVAL", "seq", "advance", "p", one, "4", session=self.session, text="without truncate")
+        self.run_cli("seq", "advance", "p", one, "4", "--truncate", session=self.session)
+        self.assertEqual(self.json_of("seqlens", "p", one)["lengths"], [4])
+
+    def test_what_does_not_fit_or_match_changes_nothing(self):
+        one, two = self.open("1", "2")
+        self.run_cli("seq", "advance", "p", two, str(30 * 4), session=self.session)
+        self.fails("KVP_ENOPAGES", "seq", "advance", "p", one, "12", session=self.session, text="short of 1 pages")
+        self.fails("KVP_EINVAL", "seq", "advance", "p", one, str(33 * 4), session=self.session, text="at most 128")
+        self.run_cli("seq", "append", "p", one, "--tokens", "2", session=self.session)
+        self.fails("KVP_EMISMATCH", "seq", "append", "p", one, "--at", "1", session=self.session)
+        self.assertEqual(self.json_of("seqlens", "p", one)["lengths"], [2])
+
+    def test_wrong_handles_keys_pools_and_missing_sessions_are_refused(self):
+        one, = self.open("1")
+        self.misused("seq", "open", "p", "1", text="a session is wanted")
+        self.misused("seq", "open", "p", "minus", session=self.session, text="a key is `minus'")
+        self.misused("seq", "advance", "p", "first", "3", session=self.session, text="`first' is no sequence")
+        self.misused("seq", "advance", "p", "0.0", "3", session=self.session, text="no sequence")
+        self.misused("seq", "advance", "p", one, "lots", session=self.session, text="TOKENS is `lots'")
+        self.fails("KVP_ENOENT", "seq", "open", "nowhere", "1", session=self.session)
+        self.fails("KVP_ESTALE", "seq", "advance", "p", "31.77", "3", session=self.session)
+        self.fails("KVP_ESTALE", "seq", "show", "p", "31.77")
+        self.fails("KVP_ESTALE", "page-table", "p", "31.77")
+        other = self.run_cli("session", "open").stdout.strip()
+        self.fails("KVP_ENOENT", "seq", "advance", "nowhere", one, "3", session=other)
+        self.fails("KVP_EPERM", "seq", "advance", "p", one, "3", session=other)
+        self.run_cli("session", "close", session=other)
+
+    def test_list_shows_one_session_or_all(self):
+        one, = self.open("1")
+        other = self.run_cli("session", "open").stdout.strip()
+        theirs = self.json_of("seq", "open", "p", "1", session=other)["seqs"][0]
+
+        def listed(*words, **more):
+            return {s["seq"] for s in self.json_of("seq", "list", "p", *words, **more)["sequences"]}
+        self.assertEqual(listed(session=self.session), {one})
+        self.assertEqual(listed("--all", session=self.session), {one, theirs})
+        self.assertEqual(listed(), {one, theirs})
+        self.run_cli("seq", "close", "p", theirs, session=other)
+        self.run_cli("session", "close", session=other)
+
+
+if __name__ == "__main__":
+    unittest.main()
