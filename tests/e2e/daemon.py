@@ -3,6 +3,8 @@
     with Daemon() as daemon:        # or Daemon("--set", "grpc.streams=8")
         ... daemon.grpc_socket, daemon.session_socket ...
 
+With keeper=True it runs under kvpool-keeper, which keeps its memory and starts it again when it is killed.
+
 The programs are taken from $KVPOOL_BIN_DIR. What happens is waited for, never slept for: the daemon's own word over
 sd_notify's protocol says that it serves.
 """
@@ -21,8 +23,9 @@ STOP_S = 30
 
 
 class Daemon:
-    def __init__(self, *options, backend="host", environment=None):
+    def __init__(self, *options, backend="host", keeper=False, environment=None):
         self.options = ["--backend", backend, *options]
+        self.keeper = keeper
         self.environment = environment or {}
         self.process = None
 
@@ -55,10 +58,16 @@ class Daemon:
         programs = os.environ.get("KVPOOL_BIN_DIR")
         if not programs:
             raise SystemExit("KVPOOL_BIN_DIR is not set: the folder of kvpoold and kvpool-exec")
-        environment = dict(os.environ, NOTIFY_SOCKET=str(self.folder / "notify"), **self.environment)
+        command = [os.path.join(programs, "kvpoold"), "--runtime-dir", str(self.runtime_dir), *self.options]
+        environment = dict(os.environ, **self.environment)
+        if self.keeper:
+            command = [os.path.join(programs, "kvpool-keeper"), "--", *command]
+        else:
+            environment["NOTIFY_SOCKET"] = str(self.folder / "notify")
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([os.path.join(programs, "kvpoold"), "--runtime-dir", self.runtime_dir,
-                                             *self.options], env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        if self.keeper:  # it is the keeper that kvpoold tells; clients wait for the socket
+            return
         self.await_ready()
         # It goes on telling, and waits for its fds to be closed here: read to the end.
         threading.Thread(target=self.drain, args=(self.notices.dup(),), daemon=True).start()
@@ -93,12 +102,27 @@ class Daemon:
         self.process.kill()
         return self.process.wait(STOP_S)
 
+    def kill_under_keeper(self):
+        """SIGKILL to kvpoold, if it runs at the moment; the keeper starts another one."""
+        pid = self.process.pid
+        for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            try:
+                if pathlib.Path(f"/proc/{child}/comm").read_text().strip() == "kvpoold":
+                    os.kill(int(child), signal.SIGKILL)
+                    return True
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+        return False
+
     def log_text(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def clear(self):
         if self.process is not None and self.process.poll() is None:
-            self.kill()
+            if self.keeper:
+                self.stop()
+            else:
+                self.kill()
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
             end.sendto(b"END", str(self.folder / "notify"))
         self.notices.close()

@@ -2,11 +2,14 @@
 """A foreign gRPC client against a real daemon, beside a naive model: random calls, right and wrong ones, and after each
 one the lengths, page tables and indices must be the model's.
 
-    grpc_model.py [--calls N] [--seed S]
+    grpc_model.py [--calls N] [--seed S] [--kills N]
 
 The client is Python's grpcio, with messages made from proto/ by protoc. Random calls come from a seed, which is printed.
 In mid-run another gRPC client is killed while it appends: its lease lapses, and nothing of it stays. Every hundred calls
 `Audit` is clean and each pool has the free pages that the model has.
+
+With --kills it is the daemon that is killed, so many times, under calls; kvpool-keeper starts it again, the client makes
+the broken call once more with the same call id, and all must be as if nothing had happened.
 
 grpc_right.py and grpc_wrong.py have the calls, grpc_world.py what is compared, naive_pool.py the model.
 """
@@ -16,6 +19,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 sys.dont_write_bytecode = True
@@ -86,15 +90,51 @@ class Victim:
         world.stub.call("DeletePool", session=world.sessions[0].token, pool="victim")
 
 
-def run(world, calls, path):
+class Killer:
+    """Kills the daemon while calls are under way."""
+
+    def __init__(self, world, daemon, calls, kills):
+        self.daemon, self.random, self.kills = daemon, world.random, 0
+        self.at = sorted(self.random.sample(range(calls // 20, calls), kills), reverse=True)
+        self.timer = None
+
+    def look(self, made):
+        if self.at and made >= self.at[-1]:
+            self.at.pop()
+            self.timer = threading.Timer(self.random.uniform(0, 0.004), self.kill)
+            self.timer.start()
+
+    def kill(self):
+        self.kills += self.daemon.kill_under_keeper()
+
+    def end(self):
+        if self.timer is not None:
+            self.timer.join()
+
+
+def run_and_kill_a_client(world, calls, path):
     victim = Victim(path)
     try:
-        return run_beside(world, calls, victim)
+        kinds = run(world, calls, lambda made: made > calls // 2 and victim.kill())
+        victim.kill()
+        victim.nothing_stays(world)
     finally:
         victim.end()
+    return kinds
 
 
-def run_beside(world, calls, victim):
+def run_and_kill_the_daemon(world, calls, daemon, kills):
+    killer = Killer(world, daemon, calls, kills)
+    try:
+        kinds = run(world, calls, killer.look)
+    finally:
+        killer.end()
+    print(f"the daemon was killed {killer.kills} times; {world.stub.repeated} calls were made again")
+    world.hold(killer.kills > 0, "the daemon was never killed")
+    return kinds
+
+
+def run(world, calls, after_each):
     right, wrong = Right(world), Wrong(world)
     names, weights = list(WEIGHTS), list(WEIGHTS.values())
     while world.made < calls:
@@ -105,22 +145,22 @@ def run_beside(world, calls, victim):
             getattr(right, world.random.choices(names, weights)[0])()
         if before // 100 != world.made // 100:
             world.audit()
-        if world.made > calls // 2:
-            victim.kill()
-    victim.kill()
-    victim.nothing_stays(world)
-    world.end()
+        after_each(world.made)
     return wrong.kinds
 
 
-def test(calls, seed):
+def test(calls, seed, kills):
     """How many calls were as foreseen, and how many were not."""
     begun, failed = time.monotonic(), 0
-    with Daemon() as daemon:
-        world = World(str(daemon.grpc_socket), seed)
+    with Daemon(keeper=kills > 0) as daemon:
+        world = World(str(daemon.grpc_socket), seed, restarts=kills > 0)
         try:
             world.begin()
-            kinds = run(world, calls, str(daemon.grpc_socket))
+            if kills > 0:
+                kinds = run_and_kill_the_daemon(world, calls, daemon, kills)
+            else:
+                kinds = run_and_kill_a_client(world, calls, str(daemon.grpc_socket))
+            world.end()
             print(", ".join(f"{name} {n}" for name, n in sorted(world.by_name.items())))
             print(f"{sum(kinds.values())} wrong calls of {len(kinds)} kinds, {world.refused} refusals foreseen, "
                   f"{world.repeats} calls repeated, {world.audits} audits; {time.monotonic() - begun:.1f} s")
@@ -136,13 +176,14 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--calls", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--victim", metavar="SOCKET", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.victim:
         return be_victim(arguments.victim)
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}", flush=True)
-    passed, failed = test(arguments.calls, seed)
+    passed, failed = test(arguments.calls, seed, arguments.kills)
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 

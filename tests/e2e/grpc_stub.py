@@ -3,12 +3,16 @@ calls are named as in the service. Nothing of kvpool's own code is in it.
 
     stub = Stub(path_of_grpc_sock)
     reply = stub.call("OpenSession", lease_ms=30000)        # raises Refused
+
+A stub with again=True makes a call again, the same request with the same call id, when the connection breaks under it or
+the daemon is not served yet.
 """
 import importlib
 import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 import grpc
 
@@ -49,9 +53,12 @@ def is_raw(value):
 
 
 class Stub:
-    def __init__(self, path, target=None):
-        self.channel = grpc.insecure_channel(target or f"unix:{path}",
-                                             options=[("grpc.max_receive_message_length", -1)])
+    def __init__(self, path, again=False):
+        self.again, self.repeated = again, 0
+        self.channel = grpc.insecure_channel(f"unix:{path}", options=[
+            ("grpc.max_receive_message_length", -1), ("grpc.enable_retries", 0),
+            ("grpc.initial_reconnect_backoff_ms", 20), ("grpc.min_reconnect_backoff_ms", 20),
+            ("grpc.max_reconnect_backoff_ms", 100)])
         service = pb.DESCRIPTOR.services_by_name["KvPool"]
         self.methods = {m.name: m for m in service.methods}
         self.calls = {}
@@ -63,21 +70,28 @@ class Stub:
     def request(self, name, /, **fields):
         return getattr(pb, self.methods[name].input_type.name)(**fields)
 
+    def until_answered(self, call, timeout):
+        limit = time.monotonic() + timeout
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as failure:
+                refused = Refused(failure)
+                broken = refused.error is None and refused.code in ("UNAVAILABLE", "UNKNOWN", "CANCELLED")
+                if not self.again or not (broken or refused.status == "KVP_EAGAIN") or time.monotonic() > limit:
+                    raise refused from None
+                self.repeated += 1
+
     def send(self, name, request, timeout=CALL_S):
-        try:
-            return self.calls[name](request, timeout=timeout, wait_for_ready=True)
-        except grpc.RpcError as failure:
-            raise Refused(failure) from None
+        return self.until_answered(lambda: self.calls[name](request, timeout=timeout, wait_for_ready=True), timeout)
 
     def call(self, name, /, **fields):
         return self.send(name, self.request(name, **fields))
 
-    def raw(self, path, data, timeout=CALL_S, **options):
+    def raw(self, path, data, timeout=CALL_S):
         """Bytes in, bytes out, to any path."""
-        try:
-            return self.channel.unary_unary(path, is_raw, is_raw)(data, timeout=timeout, wait_for_ready=True, **options)
-        except grpc.RpcError as failure:
-            raise Refused(failure) from None
+        call = self.channel.unary_unary(path, is_raw, is_raw)
+        return self.until_answered(lambda: call(data, timeout=timeout, wait_for_ready=True), timeout)
 
     def close(self):
         self.channel.close()

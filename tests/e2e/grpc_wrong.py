@@ -50,11 +50,11 @@ class Wrong:
         seqs = [seq for seq in pool.seqs.values() if seq.session is session]
         return session, pool, self.random.sample(seqs, self.random.randint(1, min(most, len(seqs))))
 
-    def raw(self, path, data, status, word, **options):
+    def raw(self, path, data, status, word):
         code = self.world.statuses[status][1]
         self.world.last, self.world.made = f"{path} {data[:64]!r}", self.world.made + 1
         try:
-            reply = self.stub.raw(path, data, **options)
+            reply = self.stub.raw(path, data)
         except Refused as refused:
             self.world.hold(refused.code == code and refused.status == status and word in refused.text,
                             f"{path}: {refused}, not {status} {word}")
