@@ -2,7 +2,8 @@
  * Page digests on the host; kvp_digest.h has the formula.
  *
  * The sums over a row are one loop without a branch, whose keys rise by a constant: the compiler makes it vector code,
- * for each of the widths of widths.h. Pages are shared out over threads. A row whose bytes are no multiple of 8 ends in a word filled up with zeros.
+ * for each of the widths of widths.h. Pages are shared out over threads. A row whose bytes are no multiple of 8 ends in
+ * a word filled up with zeros.
  */
 #include <string.h>
 

@@ -16,10 +16,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RING_CAPACITY   (1u << 16)
-#define FAILURES_SHOWN  10
-#define DEFAULT_CASES   4000
-#define DEFAULT_SEED    20260101
+#define RING_CAPACITY  (1u << 16)
+#define FAILURES_SHOWN 10
+#define DEFAULT_CASES  4000
+#define DEFAULT_SEED   20260101
 
 struct memory {
     unsigned char *original;

@@ -231,7 +231,8 @@ static int replay_sizes(struct step_data *host, struct step_data *device, struct
             host->lengths[b] = b < sizes[i][0] ? sizes[i][1] : 0;
         }
         size_t from = offsetof(struct step_data, starts), to = offsetof(struct step_data, nnz);
-        CUDA(cudaMemcpyAsync((char *)device + from, (char *)host + from, to - from, cudaMemcpyHostToDevice, stream), fail);
+        CUDA(cudaMemcpyAsync((char *)device + from, (char *)host + from, to - from, cudaMemcpyHostToDevice, stream),
+             fail);
         CUDA(cudaGraphLaunch(graph, stream), fail);
         CUDA(cudaMemcpyAsync(back, device, sizeof *back, cudaMemcpyDeviceToHost, stream), fail);
         CUDA(cudaStreamSynchronize(stream), fail);

@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SEQUENCES_MAX 16
-#define TOKENS_MAX    640
-#define PAGES_MAX     64
+#define SEQUENCES_MAX  16
+#define TOKENS_MAX     640
+#define PAGES_MAX      64
 #define PAGE_BYTES_MAX (192u << 10)
 #define POOL_BYTES_MAX (384u << 10)
 
@@ -830,10 +830,12 @@ static void make_ring(struct builder *build)
 
 static enum kernel_op choose_op(struct builder *build)
 {
+    /* as often as there is to go wrong */
     static const enum kernel_op ops[] = {
-        OP_APPEND,      OP_APPEND, OP_APPEND, OP_APPEND, OP_APPEND,     OP_APPEND,    OP_APPEND,      OP_QUANT_APPEND,
-        OP_QUANT_APPEND, OP_QUANT_APPEND, OP_GATHER, OP_GATHER, OP_INDEX, OP_INDEX,    OP_INDEX,       OP_INDEX,
-        OP_INDEX,       OP_PROGRESS, OP_PAGE_COPY, OP_PAGE_COPY, OP_PAGE_GATHER, OP_PAGE_SCATTER, OP_PAGE_ZERO, OP_PAGE_DIGEST,
+        OP_APPEND,       OP_APPEND,       OP_APPEND,       OP_APPEND,    OP_APPEND,      OP_APPEND,
+        OP_APPEND,       OP_QUANT_APPEND, OP_QUANT_APPEND, OP_GATHER,    OP_GATHER,      OP_INDEX,
+        OP_QUANT_APPEND, OP_INDEX,        OP_INDEX,        OP_INDEX,     OP_INDEX,       OP_PROGRESS,
+        OP_PAGE_COPY,    OP_PAGE_COPY,    OP_PAGE_GATHER,  OP_PAGE_ZERO, OP_PAGE_DIGEST, OP_PAGE_SCATTER,
     };
     return PICK(build, ops);
 }
