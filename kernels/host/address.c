@@ -82,8 +82,7 @@ INLINE struct kvp_place place_in_row(const struct kvp_address *at, const struct 
     if (nth >= count)
         return refuse(shape, KVP_BAD_POSITION, token, position);
     const int32_t *row = (const int32_t *)((const char *)at->table.rows + (uint64_t)slot * at->table.row_stride);
-    return place_on_page(shape, token, __atomic_load_n(&row[nth], __ATOMIC_RELAXED),
-                         position % shape->page_tokens);
+    return place_on_page(shape, token, __atomic_load_n(&row[nth], __ATOMIC_RELAXED), position % shape->page_tokens);
 }
 
 INLINE void resolve_slots(const struct kvp_address *at, const struct kvp_pool_shape *shape, uint32_t bits,
@@ -100,8 +99,8 @@ INLINE void resolve_slots(const struct kvp_address *at, const struct kvp_pool_sh
             uint32_t small = (uint32_t)slot;
             ret_places[i] = place_on_page(shape, first + i, small / shape->page_tokens, small % shape->page_tokens);
         } else {
-            ret_places[i] = place_on_page(shape, first + i, slot / shape->page_tokens,
-                                          (uint32_t)(slot % shape->page_tokens));
+            ret_places[i] =
+                place_on_page(shape, first + i, slot / shape->page_tokens, (uint32_t)(slot % shape->page_tokens));
         }
     }
 }
@@ -171,7 +170,8 @@ INLINE void resolve_appended(const struct kvp_address *at, const struct kvp_pool
             continue;
         }
         int64_t start = kvp_index_at(at->start_lengths, bits, b);
-        ret_places[i] = start < 0 ? no_place() : place_of(at, shape, bits, (uint64_t)j, b, kvp_wrap_add(start, j - from));
+        ret_places[i] =
+            start < 0 ? no_place() : place_of(at, shape, bits, (uint64_t)j, b, kvp_wrap_add(start, j - from));
     }
 }
 

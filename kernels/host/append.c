@@ -118,17 +118,18 @@ enum kvp_status kvp_host_append(const struct kvp_append_args *args, int threads)
         return status;
     struct kvp_pool_shape shape = {.pages = args->pages, .page_tokens = args->page_tokens, .errors = args->errors};
     if (args->n_copies > 0) {
-        kvp_copy_pages(&(struct kvp_copy_job){
-                           .sources = args->planes,
-                           .destinations = args->planes,
-                           .n_planes = args->n_planes,
-                           .page_tokens = args->page_tokens,
-                           .source_pages = args->pages,
-                           .destination_pages = args->pages,
-                           .copies = args->copies,
-                           .errors = args->errors,
-                       },
-                       args->n_copies, threads);
+        kvp_copy_pages(
+            &(struct kvp_copy_job){
+                .sources = args->planes,
+                .destinations = args->planes,
+                .n_planes = args->n_planes,
+                .page_tokens = args->page_tokens,
+                .source_pages = args->pages,
+                .destination_pages = args->pages,
+                .copies = args->copies,
+                .errors = args->errors,
+            },
+            args->n_copies, threads);
     }
     struct move move = {
         .planes = args->planes,

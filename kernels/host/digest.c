@@ -25,22 +25,22 @@ static inline void add_word(struct sums *sums, uint64_t word)
     sums->words++;
 }
 
-#define ADD_WORDS(target, name)                                                             \
-    target static void name(struct sums *sums, const unsigned char *row, uint64_t words)   \
-    {                                                                                       \
-        uint64_t lane0 = 0, lane1 = 0;                                                      \
-        uint64_t key0 = kvp_digest_key0(sums->words), key1 = kvp_digest_key1(sums->words);  \
-        for (uint64_t i = 0; i < words; i++) {                                              \
-            uint64_t word;                                                                  \
-            memcpy(&word, row + i * 8, 8);                                                  \
-            lane0 += kvp_digest_lane0(word, key0);                                          \
-            lane1 += kvp_digest_lane1(word, key1);                                          \
-            key0 += KVP_DIGEST_STEP0;                                                       \
-            key1 += KVP_DIGEST_STEP1;                                                       \
-        }                                                                                   \
-        sums->lane[0] += lane0;                                                             \
-        sums->lane[1] += lane1;                                                             \
-        sums->words += words;                                                               \
+#define ADD_WORDS(target, name)                                                                                        \
+    target static void name(struct sums *sums, const unsigned char *row, uint64_t words)                               \
+    {                                                                                                                  \
+        uint64_t lane0 = 0, lane1 = 0;                                                                                 \
+        uint64_t key0 = kvp_digest_key0(sums->words), key1 = kvp_digest_key1(sums->words);                             \
+        for (uint64_t i = 0; i < words; i++) {                                                                         \
+            uint64_t word;                                                                                             \
+            memcpy(&word, row + i * 8, 8);                                                                             \
+            lane0 += kvp_digest_lane0(word, key0);                                                                     \
+            lane1 += kvp_digest_lane1(word, key1);                                                                     \
+            key0 += KVP_DIGEST_STEP0;                                                                                  \
+            key1 += KVP_DIGEST_STEP1;                                                                                  \
+        }                                                                                                              \
+        sums->lane[0] += lane0;                                                                                        \
+        sums->lane[1] += lane1;                                                                                        \
+        sums->words += words;                                                                                          \
     }
 
 ADD_WORDS(KVP_PLAIN, add_words_plain)

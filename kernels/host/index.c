@@ -115,7 +115,8 @@ static struct claim claim_of_csr(const struct kvp_index_args *args, int64_t b)
     if (from >= 0 && pages > 0) {
         claim.pages = pages = pages < INT32_MAX ? pages : INT32_MAX;
         claim.ids = advance_ids(args->in_kv_indices, args->index_bits, from);
-        after = kvp_wrap_add((pages - 1) * args->page_tokens, kvp_index_at(args->in_last_page_len, args->index_bits, b));
+        after =
+            kvp_wrap_add((pages - 1) * args->page_tokens, kvp_index_at(args->in_last_page_len, args->index_bits, b));
     }
     claim.start = kvp_wrap_sub(after, claim.count);
     return claim;
@@ -136,8 +137,8 @@ static struct claim claim_of_table(const struct kvp_index_args *args, int64_t b)
     struct claim claim = {.count = count_of(args, b), .ids = ids, .ids_bits = args->index_bits};
     if (pages > 0) {
         claim.pages = pages;
-        claim.start = kvp_wrap_add((pages - 1) * args->page_tokens,
-                                   kvp_index_at(args->in_last_page_len, args->index_bits, b));
+        claim.start =
+            kvp_wrap_add((pages - 1) * args->page_tokens, kvp_index_at(args->in_last_page_len, args->index_bits, b));
     }
     return claim;
 }

@@ -42,9 +42,8 @@ static void copy_entries(void *context, uint64_t first, uint64_t last)
         }
         uint32_t tokens = copy.tokens < job->page_tokens ? copy.tokens : job->page_tokens;
         for (uint32_t p = 0; p < job->n_planes && tokens > 0; p++) {
-            kvp_copy_block(page_side(&job->destinations[p], copy.destination),
-                           page_side(&job->sources[p], copy.source), tokens, job->sources[p].heads,
-                           row_bytes(&job->sources[p]), job->stores);
+            kvp_copy_block(page_side(&job->destinations[p], copy.destination), page_side(&job->sources[p], copy.source),
+                           tokens, job->sources[p].heads, row_bytes(&job->sources[p]), job->stores);
         }
     }
     kvp_copy_fence(job->stores);
@@ -63,17 +62,18 @@ enum kvp_status kvp_host_page_copy(const struct kvp_page_copy_args *args, int th
     enum kvp_status status = kvp_check_page_copy(args);
     if (status != KVP_OK)
         return status;
-    kvp_copy_pages(&(struct kvp_copy_job){
-                       .sources = args->sources,
-                       .destinations = args->destinations,
-                       .n_planes = args->n_planes,
-                       .page_tokens = args->page_tokens,
-                       .source_pages = args->source_pages,
-                       .destination_pages = args->destination_pages,
-                       .copies = args->copies,
-                       .errors = args->errors,
-                   },
-                   args->n, threads);
+    kvp_copy_pages(
+        &(struct kvp_copy_job){
+            .sources = args->sources,
+            .destinations = args->destinations,
+            .n_planes = args->n_planes,
+            .page_tokens = args->page_tokens,
+            .source_pages = args->source_pages,
+            .destination_pages = args->destination_pages,
+            .copies = args->copies,
+            .errors = args->errors,
+        },
+        args->n, threads);
     return KVP_OK;
 }
 

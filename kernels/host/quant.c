@@ -59,8 +59,8 @@ static void convert_token(const struct conversion *job, uint32_t p, uint64_t tok
 {
     const struct kvp_plane_view *plane = &job->planes[p];
     const struct kvp_token_view *flat = &job->flats[p];
-    uint8_t *pool = (uint8_t *)plane->base + (int64_t)place.page * plane->page_stride +
-                    (int64_t)place.offset * plane->token_stride;
+    uint8_t *pool =
+        (uint8_t *)plane->base + (int64_t)place.page * plane->page_stride + (int64_t)place.offset * plane->token_stride;
     char *wide = (char *)flat->base + (int64_t)token * flat->token_stride;
     uint32_t heads = plane->heads;
     uint64_t n = plane->dim;

@@ -39,43 +39,43 @@ KVP_INLINE void store_bf16(void *row, uint64_t i, float value)
     ((uint16_t *)row)[i] = kvp_bfloat_of_float(value);
 }
 
-#define QUANTISE(target, name, wide, fp8)                                                        \
-    target static void name(uint8_t *restrict to, const void *restrict from, uint64_t n, float scale) \
-    {                                                                                            \
-        for (uint64_t i = 0; i < n; i++)                                                         \
-            to[i] = kvp_##fp8##_of_float(load_##wide(from, i) / scale);                          \
+#define QUANTISE(target, name, wide, fp8)                                                                              \
+    target static void name(uint8_t *restrict to, const void *restrict from, uint64_t n, float scale)                  \
+    {                                                                                                                  \
+        for (uint64_t i = 0; i < n; i++)                                                                               \
+            to[i] = kvp_##fp8##_of_float(load_##wide(from, i) / scale);                                                \
     }
 
-#define DEQUANTISE(target, name, wide, fp8)                                                      \
-    target static void name(void *restrict to, const uint8_t *restrict from, uint64_t n, float scale) \
-    {                                                                                            \
-        for (uint64_t i = 0; i < n; i++)                                                         \
-            store_##wide(to, i, kvp_float_of_##fp8(from[i]) * scale);                            \
+#define DEQUANTISE(target, name, wide, fp8)                                                                            \
+    target static void name(void *restrict to, const uint8_t *restrict from, uint64_t n, float scale)                  \
+    {                                                                                                                  \
+        for (uint64_t i = 0; i < n; i++)                                                                               \
+            store_##wide(to, i, kvp_float_of_##fp8(from[i]) * scale);                                                  \
     }
 
 /* The order of magnitudes is the order of their bits. */
-#define AMAX(target, name, wide)                                                   \
-    target static float name(const void *restrict from, uint64_t n)                \
-    {                                                                              \
-        int32_t largest = 0;                                                       \
-        for (uint64_t i = 0; i < n; i++) {                                         \
-            int32_t bits = (int32_t)(kvp_bits_of_float(load_##wide(from, i)) & 0x7fffffff); \
-            int32_t finite = bits < 0x7f7fffff ? bits : 0x7f7fffff;                \
-            int32_t counted = finite & -(int32_t)(bits <= 0x7f800000);             \
-            largest = counted > largest ? counted : largest;                       \
-        }                                                                          \
-        return kvp_float_of_bits((uint32_t)largest);                                         \
+#define AMAX(target, name, wide)                                                                                       \
+    target static float name(const void *restrict from, uint64_t n)                                                    \
+    {                                                                                                                  \
+        int32_t largest = 0;                                                                                           \
+        for (uint64_t i = 0; i < n; i++) {                                                                             \
+            int32_t bits = (int32_t)(kvp_bits_of_float(load_##wide(from, i)) & 0x7fffffff);                            \
+            int32_t finite = bits < 0x7f7fffff ? bits : 0x7f7fffff;                                                    \
+            int32_t counted = finite & -(int32_t)(bits <= 0x7f800000);                                                 \
+            largest = counted > largest ? counted : largest;                                                           \
+        }                                                                                                              \
+        return kvp_float_of_bits((uint32_t)largest);                                                                   \
     }
 
-#define ROWS_AT(target, width, wide)                                   \
-    QUANTISE(target, quantise_##wide##_e4m3_##width, wide, e4m3)       \
-    QUANTISE(target, quantise_##wide##_e5m2_##width, wide, e5m2)       \
-    DEQUANTISE(target, dequantise_##wide##_e4m3_##width, wide, e4m3)   \
-    DEQUANTISE(target, dequantise_##wide##_e5m2_##width, wide, e5m2)   \
+#define ROWS_AT(target, width, wide)                                                                                   \
+    QUANTISE(target, quantise_##wide##_e4m3_##width, wide, e4m3)                                                       \
+    QUANTISE(target, quantise_##wide##_e5m2_##width, wide, e5m2)                                                       \
+    DEQUANTISE(target, dequantise_##wide##_e4m3_##width, wide, e4m3)                                                   \
+    DEQUANTISE(target, dequantise_##wide##_e5m2_##width, wide, e5m2)                                                   \
     AMAX(target, amax_##wide##_##width, wide)
-#define ROWS_OF(wide)               \
-    ROWS_AT(KVP_PLAIN, plain, wide) \
-    ROWS_AT(KVP_AVX2, avx2, wide)   \
+#define ROWS_OF(wide)                                                                                                  \
+    ROWS_AT(KVP_PLAIN, plain, wide)                                                                                    \
+    ROWS_AT(KVP_AVX2, avx2, wide)                                                                                      \
     ROWS_AT(KVP_AVX512, avx512, wide)
 
 ROWS_OF(f32)

@@ -2,8 +2,8 @@
  * Copies of strided blocks: see strided.h.
  *
  * Rows of the sizes that attention heads have get a loop of their own, in which the compiler expands memcpy to vector
- * moves; all others call it. Streamed stores are made of whole 64-byte lines, since a line that is stored in parts costs
- * a read of memory: a run's ends that fill no line are stored as usual.
+ * moves; all others call it. Streamed stores are made of whole 64-byte lines, since a line that is stored in parts
+ * costs a read of memory: a run's ends that fill no line are stored as usual.
  */
 #include "strided.h"
 

@@ -108,7 +108,10 @@ static int as_expected(const struct kernel_case *original, const struct memory *
         i++;
     int touched = memory->actual[i] != original->bytes[i], wanted = memory->expected[i] != original->bytes[i];
     snprintf(why, why_bytes, "byte %zu of %zu is 0x%02x instead of 0x%02x (%s)", i, original->used, memory->actual[i],
-             memory->expected[i], !touched ? "not written" : wanted ? "wrong" : "should not be written");
+             memory->expected[i],
+             !touched ? "not written"
+             : wanted ? "wrong"
+                      : "should not be written");
     return 0;
 }
 

@@ -18,22 +18,22 @@ static unsigned char *device_bytes;
 static char reason[160];
 
 /* Evaluate a runtime call; on failure say which and leave by `label`. */
-#define CUDA(call, label)                                                                               \
-    do {                                                                                                \
-        cudaError_t error_ = (call);                                                                    \
-        if (error_ != cudaSuccess) {                                                                    \
-            snprintf(why, why_bytes, "%s: %s", #call, cudaGetErrorString(error_));                      \
-            goto label;                                                                                 \
-        }                                                                                               \
+#define CUDA(call, label)                                                                                              \
+    do {                                                                                                               \
+        cudaError_t error_ = (call);                                                                                   \
+        if (error_ != cudaSuccess) {                                                                                   \
+            snprintf(why, why_bytes, "%s: %s", #call, cudaGetErrorString(error_));                                     \
+            goto label;                                                                                                \
+        }                                                                                                              \
     } while (0)
 
-#define KERNEL(call, label)                                                                             \
-    do {                                                                                                \
-        enum kvp_status status_ = (call);                                                               \
-        if (status_ != KVP_OK) {                                                                        \
-            snprintf(why, why_bytes, "%.60s: %s", #call, kvp_status_name(status_));                     \
-            goto label;                                                                                 \
-        }                                                                                               \
+#define KERNEL(call, label)                                                                                            \
+    do {                                                                                                               \
+        enum kvp_status status_ = (call);                                                                              \
+        if (status_ != KVP_OK) {                                                                                       \
+            snprintf(why, why_bytes, "%.60s: %s", #call, kvp_status_name(status_));                                    \
+            goto label;                                                                                                \
+        }                                                                                                              \
     } while (0)
 
 const char *device_open(void)
@@ -106,15 +106,15 @@ fail:
 
 /* ---- a decode step in a graph ---- */
 
-#define STEP_BATCH    32
-#define STEP_NNZ      256
-#define STEP_PAGES    512
-#define STEP_TOKENS   16
-#define STEP_HEADS    4
-#define STEP_DIM      64
-#define STEP_ROW      16 /* ids in a row */
-#define STEP_KV       (STEP_BATCH * STEP_ROW)
-#define STEP_PLANE    ((size_t)STEP_PAGES * STEP_TOKENS * STEP_HEADS * STEP_DIM * 2)
+#define STEP_BATCH  32
+#define STEP_NNZ    256
+#define STEP_PAGES  512
+#define STEP_TOKENS 16
+#define STEP_HEADS  4
+#define STEP_DIM    64
+#define STEP_ROW    16 /* ids in a row */
+#define STEP_KV     (STEP_BATCH * STEP_ROW)
+#define STEP_PLANE  ((size_t)STEP_PAGES * STEP_TOKENS * STEP_HEADS * STEP_DIM * 2)
 
 /* All data of the step, the same on host and device. */
 struct step_data {
@@ -152,8 +152,8 @@ static void describe_step(struct step_data *data, struct step *step)
 {
     int64_t row = STEP_DIM * 2, token = STEP_HEADS * row;
     for (int p = 0; p < 2; p++) {
-        step->planes[p] = (struct kvp_plane_view){data->planes[p], STEP_TOKENS * token, token,           row,
-                                                  STEP_HEADS,      STEP_DIM,            KVP_DTYPE_F16, 0};
+        step->planes[p] = (struct kvp_plane_view){data->planes[p], STEP_TOKENS * token, token, row, STEP_HEADS,
+                                                  STEP_DIM,        KVP_DTYPE_F16,       0};
         step->sources[p] = (struct kvp_token_view){data->sources[p], token, row};
     }
     step->index = (struct kvp_index_args){
@@ -167,7 +167,9 @@ static void describe_step(struct step_data *data, struct step *step)
         .kv_capacity = STEP_KV,
         .batch_device = &data->batch,
         .append_lengths = data->lengths,
-        .table = {.rows = data->rows[0], .row_stride = sizeof data->rows[0], .max_sequences = STEP_BATCH,
+        .table = {.rows = data->rows[0],
+                  .row_stride = sizeof data->rows[0],
+                  .max_sequences = STEP_BATCH,
                   .row_pages = STEP_ROW},
         .seq_slots = data->seq_slots,
         .start_lengths = data->starts,
@@ -187,9 +189,15 @@ static void describe_step(struct step_data *data, struct step *step)
         .n_planes = 2,
         .pages = STEP_PAGES,
         .page_tokens = STEP_TOKENS,
-        .at = {.kind = KVP_ADDRESS_CSR, .index_bits = 32, .nnz = STEP_NNZ, .nnz_device = &data->nnz,
-               .batch_indices = data->batch_indices, .positions = data->positions, .batch = STEP_BATCH,
-               .kv_indptr = data->kv_indptr, .kv_indices = data->kv_indices},
+        .at = {.kind = KVP_ADDRESS_CSR,
+               .index_bits = 32,
+               .nnz = STEP_NNZ,
+               .nnz_device = &data->nnz,
+               .batch_indices = data->batch_indices,
+               .positions = data->positions,
+               .batch = STEP_BATCH,
+               .kv_indptr = data->kv_indptr,
+               .kv_indices = data->kv_indices},
     };
     step->progress = (struct kvp_progress_args){
         .progress = data->progress,
@@ -218,8 +226,8 @@ static void fill_step(struct step_data *data)
     }
 }
 
-static int replay_sizes(struct step_data *host, struct step_data *device, struct step_data *back,
-                        cudaGraphExec_t graph, char *why, size_t why_bytes)
+static int replay_sizes(struct step_data *host, struct step_data *device, struct step_data *back, cudaGraphExec_t graph,
+                        char *why, size_t why_bytes)
 {
     static const int sizes[3][2] = {{32, 1}, {5, 40}, {0, 0}}; /* sequences, tokens of each */
     struct step step;
@@ -401,15 +409,19 @@ static struct kvp_digest page_digest(unsigned char *page)
     struct kvp_plane_view plane = big_view(page);
     struct kvp_digest digest;
     int32_t id = 0;
-    reference_page_digest(&(struct kvp_page_digest_args){
-        .planes = &plane, .n_planes = 1, .pages = 1, .page_tokens = BIG_TOKENS, .n = 1, .page_ids = &id,
-        .ret_digests = &digest});
+    reference_page_digest(&(struct kvp_page_digest_args){.planes = &plane,
+                                                         .n_planes = 1,
+                                                         .pages = 1,
+                                                         .page_tokens = BIG_TOKENS,
+                                                         .n = 1,
+                                                         .page_ids = &id,
+                                                         .ret_digests = &digest});
     return digest;
 }
 
 /* The digest of every page, the guard pages in front and behind included, against what it must be. */
-static int check_big(unsigned char *slab, unsigned char *sources, int32_t *ids, struct kvp_digest *digests,
-                     char *why, size_t why_bytes)
+static int check_big(unsigned char *slab, unsigned char *sources, int32_t *ids, struct kvp_digest *digests, char *why,
+                     size_t why_bytes)
 {
     uint32_t n = BIG_PAGES + 2;
     int32_t *host_ids = malloc(n * sizeof *host_ids);
@@ -429,8 +441,13 @@ static int check_big(unsigned char *slab, unsigned char *sources, int32_t *ids, 
         expected[big_touched[i] + 1] = page_digest(sources + i * BIG_PAGE_BYTES);
     CUDA(cudaMemcpy(ids, host_ids, n * sizeof *ids, cudaMemcpyHostToDevice), free_all);
     CUDA(cudaDeviceSynchronize(), free_all);
-    struct kvp_page_digest_args args = {.planes = &plane, .n_planes = 1, .pages = n, .page_tokens = BIG_TOKENS,
-                                        .n = n, .page_ids = ids, .ret_digests = digests};
+    struct kvp_page_digest_args args = {.planes = &plane,
+                                        .n_planes = 1,
+                                        .pages = n,
+                                        .page_tokens = BIG_TOKENS,
+                                        .n = n,
+                                        .page_ids = ids,
+                                        .ret_digests = digests};
     KERNEL(kvp_cuda_page_digest(&args, stream), free_all);
     CUDA(cudaMemcpyAsync(found, digests, n * sizeof *found, cudaMemcpyDeviceToHost, stream), free_all);
     CUDA(cudaStreamSynchronize(stream), free_all);

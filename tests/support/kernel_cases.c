@@ -500,7 +500,8 @@ static struct kvp_page_copy *make_copies(struct builder *build, uint32_t *ret_n,
         };
     }
     for (uint32_t extra = (uint32_t)draw(build, 3); extra > 0; extra--, n++) {
-        copies[n] = (struct kvp_page_copy){.source = -1, .destination = (int32_t)draw(build, build->pages), .tokens = 1};
+        copies[n] =
+            (struct kvp_page_copy){.source = -1, .destination = (int32_t)draw(build, build->pages), .tokens = 1};
         if (chance(build, 50))
             copies[n] = (struct kvp_page_copy){.source = (int32_t)build->pages, .destination = 0, .tokens = 1};
         else if (chance(build, 50))

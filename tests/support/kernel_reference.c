@@ -306,8 +306,8 @@ static uint16_t narrow(float value, int mantissa_bits, int bias)
     if (isinf(value))
         return infinity | sign;
     (void)frexp(fabs((double)value), &exponent); /* value in [2^(exponent-1), 2^exponent) */
-    int least = 1 - bias - mantissa_bits; /* place of the smallest number's bit */
-    int place = exponent - 1 - mantissa_bits; /* of the last bit kept */
+    int least = 1 - bias - mantissa_bits;        /* place of the smallest number's bit */
+    int place = exponent - 1 - mantissa_bits;    /* of the last bit kept */
     if (value == 0.0f || place < least)
         place = least;
     double steps = nearbyint(ldexp(fabs((double)value), -place)); /* nearest even is the default mode */
@@ -361,7 +361,8 @@ void reference_quant_append(const struct kvp_quant_append_args *args)
                 }
                 float scale = scale_at(args->scale_mode, args->scales, args->scale_planes, p, page, offset, h);
                 for (uint32_t i = 0; i < plane->dim; i++) {
-                    double value = reference_wide_value(row + i * element_bytes(args->source_dtype), args->source_dtype);
+                    double value =
+                        reference_wide_value(row + i * element_bytes(args->source_dtype), args->source_dtype);
                     /* in double and then to float is the same as one division in float (53 ≥ 2 · 24 + 2 bits) */
                     float quotient = (float)(value / (double)scale);
                     element_at(plane, page, offset, h)[i] = reference_fp8(quotient, plane->dtype);

@@ -23,8 +23,13 @@ static int32_t slots[TOKENS];
 
 static struct kvp_plane_view plane_of(void *bytes, uint32_t fp8, uint32_t dim)
 {
-    return (struct kvp_plane_view){.base = bytes, .page_stride = dim, .token_stride = dim, .head_stride = dim,
-                                   .heads = 1, .dim = dim, .dtype = fp8};
+    return (struct kvp_plane_view){.base = bytes,
+                                   .page_stride = dim,
+                                   .token_stride = dim,
+                                   .head_stride = dim,
+                                   .heads = 1,
+                                   .dim = dim,
+                                   .dtype = fp8};
 }
 
 static struct kvp_address address_of(int64_t tokens)

@@ -147,15 +147,25 @@ START_TEST(large_page_copies_and_digests_agree_on_any_number_of_threads)
         ids[i] = (int32_t)i;
     struct kvp_plane_view plane = large.plane;
     plane.base = large.expected + 64;
-    struct kvp_page_copy_args copy = {.sources = &large.plane, .destinations = &large.plane, .n_planes = 1,
-                                      .page_tokens = 16, .source_pages = large.pages,
-                                      .destination_pages = large.pages, .n = n, .copies = copies};
+    struct kvp_page_copy_args copy = {.sources = &large.plane,
+                                      .destinations = &large.plane,
+                                      .n_planes = 1,
+                                      .page_tokens = 16,
+                                      .source_pages = large.pages,
+                                      .destination_pages = large.pages,
+                                      .n = n,
+                                      .copies = copies};
     ck_assert_int_eq(kvp_host_page_copy(&copy, 3), KVP_OK);
     copy.sources = copy.destinations = &plane;
     reference_page_copy(&copy);
     ck_assert(memcmp(large.pool, large.expected, large.bytes) == 0);
-    struct kvp_page_digest_args digest = {.planes = &large.plane, .n_planes = 1, .pages = large.pages,
-                                          .page_tokens = 16, .n = large.pages, .page_ids = ids, .ret_digests = found};
+    struct kvp_page_digest_args digest = {.planes = &large.plane,
+                                          .n_planes = 1,
+                                          .pages = large.pages,
+                                          .page_tokens = 16,
+                                          .n = large.pages,
+                                          .page_ids = ids,
+                                          .ret_digests = found};
     ck_assert_int_eq(kvp_host_page_digest(&digest, 3), KVP_OK);
     digest.ret_digests = expected;
     reference_page_digest(&digest);
@@ -265,20 +275,48 @@ START_TEST(arguments_out_of_range_are_refused_and_nothing_is_stored)
     for (int wrong = 0; wrong < 14; wrong++) {
         struct kvp_append_args args = small_append();
         switch (wrong) {
-        case 0: args.planes = NULL; break;
-        case 1: args.n_planes = 0; break;
-        case 2: args.n_planes = KVP_PLANES_MAX + 1; break;
-        case 3: args.pages = 0; break;
-        case 4: args.page_tokens = 0; break;
-        case 5: args.page_tokens = KVP_PAGE_TOKENS_MAX + 1; break;
-        case 6: small_plane.dtype = 99; break;
-        case 7: small_plane.heads = 0; break;
-        case 8: small_plane.dim = 0; break;
-        case 9: small_plane.page_stride = -8; break;
-        case 10: args.at.kind = 77; break;
-        case 11: args.at.index_bits = 16; break;
-        case 12: args.at.slot_mapping = NULL; break;
-        default: args.at.nnz = -1; break;
+        case 0:
+            args.planes = NULL;
+            break;
+        case 1:
+            args.n_planes = 0;
+            break;
+        case 2:
+            args.n_planes = KVP_PLANES_MAX + 1;
+            break;
+        case 3:
+            args.pages = 0;
+            break;
+        case 4:
+            args.page_tokens = 0;
+            break;
+        case 5:
+            args.page_tokens = KVP_PAGE_TOKENS_MAX + 1;
+            break;
+        case 6:
+            small_plane.dtype = 99;
+            break;
+        case 7:
+            small_plane.heads = 0;
+            break;
+        case 8:
+            small_plane.dim = 0;
+            break;
+        case 9:
+            small_plane.page_stride = -8;
+            break;
+        case 10:
+            args.at.kind = 77;
+            break;
+        case 11:
+            args.at.index_bits = 16;
+            break;
+        case 12:
+            args.at.slot_mapping = NULL;
+            break;
+        default:
+            args.at.nnz = -1;
+            break;
         }
         ck_assert_msg(kvp_host_append(&args, 0) == KVP_EINVAL, "wrong argument %d was taken", wrong);
         for (size_t i = 0; i < sizeof page_bytes; i++)
