@@ -577,7 +577,7 @@ KVP_API enum kvp_status kvp_append_on_request(struct kvp_pool *pool, const struc
 /**
  * Share memory with the executor, for kvp_append_on_request and kvp_get_batch_indices_into.
  *
- * @param device      UUID of the GPU that the memory is on, or "host" (a memfd)
+ * @param device      UUID of the GPU that the memory is on, or "host" (a memfd made with MFD_ALLOW_SEALING)
  * @param fd          of the memory, which stays the caller's; -1: ipc_handle names it
  * @param ipc_handle  [64] cudaIpcMemHandle_t; NULL: fd names it
  * @param offset      bytes from the start of what is shared. The driver maps an fd's GPU memory as a whole or not at all:
