@@ -11,6 +11,7 @@
  */
 #include "layout.h"
 #include "ledger_block.h"
+#include "ledger_image.h"
 #include "ledger_naive.h"
 
 #include <setjmp.h>
@@ -21,7 +22,6 @@
 #define WARM_UP      60
 #define TRANSACTIONS 60
 #define OPS_MAX      3
-#define LOG_ENTRIES  2048u /* more than a transaction of these programs logs */
 
 static uint64_t first_seed;
 static unsigned programs = 40;
@@ -52,119 +52,25 @@ static uint64_t unwatch_stores(void)
     return stores;
 }
 
-/* ---- copies of what a small ledger uses
- * ------------------------------------------------------------------------------ */
-
-struct range {
-    uint64_t offset, bytes;
-};
-#define RANGES 6
-
-struct image {
-    struct range ranges[RANGES]; /* the log first */
-    unsigned char *bytes;
-};
-
-static void image_make(struct image *image, uint64_t extent_bytes)
-{
-    const struct range ranges[RANGES] = {
-        {LOG_OFFSET, LOG_ENTRIES * sizeof(struct block_log_entry)},
-        {0, sizeof(struct block_header)},
-        {SESSIONS_OFFSET, NAIVE_SESSIONS * sizeof(struct block_session)},
-        {OUTCOMES_OFFSET, (uint64_t)NAIVE_SESSIONS * KVP_OUTCOMES_MAX * sizeof(struct block_outcome)},
-        {POOLS_OFFSET, offsetof(struct block_pool, blob) + 128},
-        {JOBS_OFFSET, NAIVE_JOBS * sizeof(struct block_job)},
-    };
-    uint64_t total = extent_bytes;
-    for (int i = 0; i < RANGES; i++) {
-        image->ranges[i] = ranges[i];
-        total += ranges[i].bytes;
-    }
-    image->ranges[RANGES - 1].bytes = ROOT_BYTES + extent_bytes - JOBS_OFFSET;
-    total += image->ranges[RANGES - 1].bytes;
-    image->bytes = malloc(total);
-    ck_assert_ptr_nonnull(image->bytes);
-}
-
-static void image_save(struct image *image, const struct ledger_block *block)
-{
-    unsigned char *to = image->bytes;
-    for (int i = 0; i < RANGES; to += image->ranges[i++].bytes)
-        memcpy(to, block->view + image->ranges[i].offset, image->ranges[i].bytes);
-}
-
-static void image_restore(const struct image *image, struct ledger_block *block)
-{
-    const unsigned char *from = image->bytes;
-    for (int i = 0; i < RANGES; from += image->ranges[i++].bytes)
-        memcpy(block->store + image->ranges[i].offset, from, image->ranges[i].bytes);
-}
-
-static void image_free(struct image *image)
-{
-    free(image->bytes);
-}
-
-/* Whether a block holds what an image does, apart from the log's dead entries and the epoch. */
-static bool image_is(const struct image *image, const struct ledger_block *block)
-{
-    const size_t epoch = offsetof(struct block_header, epoch);
-    const unsigned char *bytes = image->bytes + image->ranges[0].bytes;
-    for (int i = 1; i < RANGES; bytes += image->ranges[i++].bytes) {
-        const unsigned char *other = block->view + image->ranges[i].offset;
-        size_t skip = i == 1 ? epoch + sizeof(uint64_t) : 0;
-        if (i == 1 && memcmp(bytes, other, epoch) != 0)
-            return false;
-        if (memcmp(bytes + skip, other + skip, image->ranges[i].bytes - skip) != 0)
-            return false;
-    }
-    return true;
-}
-
-/* Nothing is stored outside the ranges; so a copy of them is a copy of the ledger. */
-static void assert_nothing_elsewhere(const struct image *image, const struct ledger_block *block)
-{
-    for (uint64_t at = 0; at < block->bytes; at += 8) {
-        bool covered = false;
-        for (int i = 0; i < RANGES && !covered; i++) {
-            covered = at - image->ranges[i].offset < image->ranges[i].bytes;
-            if (covered)
-                at = (image->ranges[i].offset + image->ranges[i].bytes - 8) & ~7ull;
-        }
-        uint64_t word;
-        memcpy(&word, block->view + at, 8);
-        if (!covered && word != 0)
-            ck_abort_msg("a store at %llu", (unsigned long long)at);
-    }
-}
-
 /* ---- recovery ------------------------------------------------------------------------------------------------------
  */
 
-static void recover(struct ledger_block *block)
-{
-    const char *why = "";
-    enum kvp_status status = kvp_ledger_open(&block->ledger, block->view, block->store, block->bytes, &why);
-    if (status != KVP_OK)
-        ck_abort_msg("recovery: %s", why);
-}
-
 /* Stop the recovery of `killed` at each of its stores; done again it must come to what `recovered` holds. */
-static uint64_t stop_recovery_everywhere(struct ledger_block *victim, const struct image *killed,
-                                         const struct image *recovered)
+static uint64_t stop_recovery_everywhere(struct ledger_block *victim, const struct ledger_image *killed,
+                                         const struct ledger_image *recovered)
 {
     volatile uint64_t points = 0;
     for (volatile uint64_t at = 0;; at++) {
-        image_restore(killed, victim);
+        ledger_image_restore(killed, victim);
         if (setjmp(stopped) == 0) {
             watch_stores(at);
-            recover(victim);
+            ledger_block_recover(victim);
             unwatch_stores();
             return points;
         }
         unwatch_stores();
-        recover(victim);
-        if (!image_is(recovered, victim))
+        ledger_block_recover(victim);
+        if (!ledger_image_is(recovered, victim))
             ck_abort_msg("a recovery stopped at store %llu", (unsigned long long)at);
         points++;
     }
@@ -175,7 +81,7 @@ static uint64_t stop_recovery_everywhere(struct ledger_block *victim, const stru
 
 struct bed {
     struct ledger_block live, victim;
-    struct image before, after, killed, recovered;
+    struct ledger_image before, after, killed, recovered;
     struct naive naive;
     uint64_t points, recovery_points;
 };
@@ -220,7 +126,7 @@ static uint64_t run_first(struct bed *bed, uint64_t *rng, struct transaction *re
         naive_read(ledger, bed->naive.pool, &now);
         naive_apply(&bed->naive, &made.ops[i], &now);
     }
-    ck_assert_uint_lt(ledger->txn_stores, LOG_ENTRIES);
+    ck_assert_uint_lt(ledger->txn_stores, IMAGE_LOG_ENTRIES);
     if (made.aborts) {
         kvp_txn_abort(ledger);
         bed->naive = before;
@@ -235,9 +141,9 @@ static uint64_t run_first(struct bed *bed, uint64_t *rng, struct transaction *re
 static void check_killed(struct bed *bed, const struct naive_state *before, uint64_t at, bool stop_recovery)
 {
     struct naive_state now;
-    image_save(&bed->killed, &bed->live);
-    image_restore(&bed->killed, &bed->victim);
-    recover(&bed->victim);
+    ledger_image_save(&bed->killed, &bed->live);
+    ledger_image_restore(&bed->killed, &bed->victim);
+    ledger_block_recover(&bed->victim);
     ledger_block_assert_clean(&bed->victim.ledger);
     naive_read(&bed->victim.ledger, bed->naive.pool, &now);
     if (!naive_same(&now, before, true))
@@ -245,7 +151,7 @@ static void check_killed(struct bed *bed, const struct naive_state *before, uint
     bed->points++;
     if (!stop_recovery)
         return;
-    image_save(&bed->recovered, &bed->victim);
+    ledger_image_save(&bed->recovered, &bed->victim);
     bed->recovery_points += stop_recovery_everywhere(&bed->victim, &bed->killed, &bed->recovered);
 }
 
@@ -254,12 +160,12 @@ static void run_transaction(struct bed *bed, uint64_t *rng)
     struct transaction transaction;
     struct naive_state before = bed->naive.state;
     struct kvp_ledger handle = bed->live.ledger;
-    image_save(&bed->before, &bed->live);
+    ledger_image_save(&bed->before, &bed->live);
     const uint64_t total = run_first(bed, rng, &transaction);
     struct kvp_ledger handle_after = bed->live.ledger;
-    image_save(&bed->after, &bed->live);
+    ledger_image_save(&bed->after, &bed->live);
     for (volatile uint64_t at = 0; at < total; at++) {
-        image_restore(&bed->before, &bed->live);
+        ledger_image_restore(&bed->before, &bed->live);
         bed->live.ledger = handle;
         if (setjmp(stopped) == 0) {
             watch_stores(at);
@@ -269,13 +175,13 @@ static void run_transaction(struct bed *bed, uint64_t *rng)
         unwatch_stores();
         check_killed(bed, &before, at, (at + total) % 3 == 0);
     }
-    image_restore(&bed->after, &bed->live);
+    ledger_image_restore(&bed->after, &bed->live);
     bed->live.ledger = handle_after;
     struct naive_state now;
     naive_read(&bed->live.ledger, bed->naive.pool, &now);
     ck_assert(naive_same(&now, &bed->naive.state, true));
-    image_restore(&bed->after, &bed->victim);
-    recover(&bed->victim);
+    ledger_image_restore(&bed->after, &bed->victim);
+    ledger_block_recover(&bed->victim);
     naive_read(&bed->victim.ledger, bed->naive.pool, &now);
     ck_assert(naive_same(&now, &bed->naive.state, true));
 }
@@ -289,20 +195,20 @@ START_TEST(a_kill_at_any_store_leaves_the_state_before_or_after_the_transaction)
     naive_start(&bed.naive, &bed.live.ledger, &rng);
     struct kvp_pool_view view;
     ck_assert_int_eq(kvp_pool_get(&bed.live.ledger, bed.naive.pool, &view), KVP_OK);
-    struct image *images[] = {&bed.before, &bed.after, &bed.killed, &bed.recovered};
+    struct ledger_image *images[] = {&bed.before, &bed.after, &bed.killed, &bed.recovered};
     for (int i = 0; i < 4; i++)
-        image_make(images[i], view.extent_bytes);
+        ledger_image_make(images[i], view.extent_bytes);
     for (int i = 0; i < WARM_UP; i++) {
         struct transaction transaction;
         run_first(&bed, &rng, &transaction);
     }
     for (int i = 0; i < TRANSACTIONS; i++)
         run_transaction(&bed, &rng);
-    assert_nothing_elsewhere(&bed.before, &bed.live);
+    ledger_image_assert_nothing_elsewhere(&bed.before, &bed.live);
     printf("seed %llu: %llu points, %llu in recoveries\n", (unsigned long long)first_seed + (unsigned)_i,
            (unsigned long long)bed.points, (unsigned long long)bed.recovery_points);
     for (int i = 0; i < 4; i++)
-        image_free(images[i]);
+        ledger_image_free(images[i]);
     ledger_block_close(&bed.live);
     ledger_block_close(&bed.victim);
 }
@@ -329,7 +235,7 @@ START_TEST(a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not)
         }
         pool = (struct kvp_pool_id){0};
         unwatch_stores();
-        recover(&block);
+        ledger_block_recover(&block);
         ledger_block_assert_clean(&block.ledger);
         ck_assert_int_eq(kvp_pool_at(&block.ledger, 0, &view), KVP_ENOENT);
     }
@@ -342,7 +248,7 @@ START_TEST(a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not)
             done = true;
         }
         unwatch_stores();
-        recover(&block);
+        ledger_block_recover(&block);
         ledger_block_assert_clean(&block.ledger);
         ck_assert_int_eq(kvp_pool_get(&block.ledger, pool, &view), done ? KVP_ENOENT : KVP_OK);
     }
