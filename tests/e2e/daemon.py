@@ -102,17 +102,25 @@ class Daemon:
         self.process.kill()
         return self.process.wait(STOP_S)
 
-    def kill_under_keeper(self):
-        """SIGKILL to kvpoold, if it runs at the moment; the keeper starts another one."""
-        pid = self.process.pid
-        for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+    def kill_under_keeper(self, name="kvpoold"):
+        """SIGKILL to kvpoold or kvpool-exec, if it runs at the moment: it is started again."""
+        for pid in self.descendants(self.process.pid):
             try:
-                if pathlib.Path(f"/proc/{child}/comm").read_text().strip() == "kvpoold":
-                    os.kill(int(child), signal.SIGKILL)
+                if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    os.kill(pid, signal.SIGKILL)
                     return True
             except (FileNotFoundError, ProcessLookupError):
                 pass
         return False
+
+    def descendants(self, pid):
+        try:
+            children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        for child in children:
+            yield int(child)
+            yield from self.descendants(int(child))
 
     def log_text(self):
         return self.log.read_text(errors="replace") if self.log.exists() else ""

@@ -8,12 +8,13 @@ The client is Python's grpcio, with messages made from proto/ by protoc. Random 
 In mid-run another gRPC client is killed while it appends: its lease lapses, and nothing of it stays. Every hundred calls
 `Audit` is clean and each pool has the free pages that the model has.
 
-With --kills it is the daemon that is killed, so many times, under calls; kvpool-keeper starts it again, the client makes
-the broken call once more with the same call id, and all must be as if nothing had happened.
+With --kills it is the daemon that is killed, so many times, under calls, or its executor; kvpool-keeper starts the daemon
+again, the client makes the broken call once more with the same call id, and all must be as if nothing had happened.
 
 grpc_right.py and grpc_wrong.py have the calls, grpc_world.py what is compared, naive_pool.py the model.
 """
 import argparse
+import collections
 import random
 import select
 import signal
@@ -91,21 +92,22 @@ class Victim:
 
 
 class Killer:
-    """Kills the daemon while calls are under way."""
+    """Kills the daemon, and now and then the executor, while calls are under way."""
 
     def __init__(self, world, daemon, calls, kills):
-        self.daemon, self.random, self.kills = daemon, world.random, 0
+        self.daemon, self.random, self.killed = daemon, world.random, collections.Counter()
         self.at = sorted(self.random.sample(range(calls // 20, calls), kills), reverse=True)
         self.timer = None
 
     def look(self, made):
         if self.at and made >= self.at[-1]:
             self.at.pop()
-            self.timer = threading.Timer(self.random.uniform(0, 0.004), self.kill)
+            name = self.random.choice(("kvpoold", "kvpoold", "kvpool-exec"))
+            self.timer = threading.Timer(self.random.uniform(0, 0.004), self.kill, [name])
             self.timer.start()
 
-    def kill(self):
-        self.kills += self.daemon.kill_under_keeper()
+    def kill(self, name):
+        self.killed[name] += self.daemon.kill_under_keeper(name)
 
     def end(self):
         if self.timer is not None:
@@ -129,8 +131,9 @@ def run_and_kill_the_daemon(world, calls, daemon, kills):
         kinds = run(world, calls, killer.look)
     finally:
         killer.end()
-    print(f"the daemon was killed {killer.kills} times; {world.stub.repeated} calls were made again")
-    world.hold(killer.kills > 0, "the daemon was never killed")
+    killed = ", ".join(f"{name} {n} times" for name, n in sorted(killer.killed.items()))
+    print(f"killed: {killed}; {world.stub.repeated} calls were made again")
+    world.hold(killer.killed["kvpoold"] > 0, "the daemon was never killed")
     return kinds
 
 
