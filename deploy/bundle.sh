@@ -56,7 +56,8 @@ mkdir -p "$bundle"/{bin,lib,tests}
 for program in "$build"/bin/*; do
     if [ -f "$program" ] && [ -x "$program" ]; then cp "$program" "$bundle/bin/"; fi
 done
-for program in "$build"/tests/{kernels_matrix,kernels_cuda,exec_gpu} "$build"/tests/kvp_bench_* tests/gpu/stack_gpu; do
+for program in "$build"/tests/{kernels_matrix,kernels_cuda,exec_gpu,attach_by_grpc_gpu,stack_gpu.sh} \
+    "$build"/tests/kvp_bench_*; do
     if [ -f "$program" ]; then cp "$program" "$bundle/tests/"; fi
 done
 cp deploy/run-gpu-tests.sh LICENSE "$bundle/"

@@ -72,20 +72,25 @@ a_pool_lies_on_the_gpu_and_the_daemon_has_no_driver_open() {
     ! grep -Eq 'libcuda|libnvidia' "/proc/$daemon/maps" || fail "the daemon has the driver open"
 }
 
-append_on_request_counts_once_and_a_killed_executor_is_replaced() {
-    local token seq before after
+an_executor_killed_in_mid_append_is_replaced_and_only_what_is_written_counts() {
+    local token seq before status job want=40 got
     start "$bin/kvpoold" || return 1
-    kvpool pool create a --pages 256 "${small[@]}" >/dev/null || return 1
+    kvpool pool create a --pages 4096 "${small[@]}" >/dev/null || return 1
     token=$(kvpool session open) || return 1
     seq=$(kvpool --session "$token" seq open a 7) || return 1
     kvpool --session "$token" seq append a "$seq" --tokens 40 >/dev/null || return 1
     before=$(executor_pid)
+    kvpool --session "$token" seq append a "$seq" --at 40 --tokens 10000 >/dev/null 2>&1 &
+    job=$!
     kill -KILL "$before" || return 1
-    expect written "$(kvpool --session "$token" --json seq append a "$seq" --at 40 --tokens 33 | field written)" 73 ||
-        return 1
-    after=$(executor_pid)
-    [ "$before" != "$after" ] || fail "the executor is still $before" || return 1
-    expect lengths "$(kvpool seqlens a "$seq" | tail -n 1 | awk '{ print $NF }')" 73 || return 1
+    wait "$job"
+    status=$?
+    [ $status -ne 0 ] || want=10040
+    got=$(kvpool seqlens a "$seq" | tail -n 1 | awk '{ print $NF }')
+    expect length "$got" $want || return 1
+    expect written "$(kvpool --session "$token" --json seq append a "$seq" --at "$got" --tokens 33 | field written)" \
+        $((want + 33)) || return 1
+    [ "$before" != "$(executor_pid)" ] || fail "the executor is still $before" || return 1
     kvpool audit >/dev/null
 }
 
@@ -158,7 +163,7 @@ sigterm_ends_it_with_0_and_its_executor_with_it() {
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 tests=(a_pool_lies_on_the_gpu_and_the_daemon_has_no_driver_open
-    append_on_request_counts_once_and_a_killed_executor_is_replaced
+    an_executor_killed_in_mid_append_is_replaced_and_only_what_is_written_counts
     a_pool_for_legacy_handles_is_lost_with_its_executor_and_that_is_said
     the_demo_finds_no_wrong_byte_and_no_page_kept
     the_demo_finds_the_fault_that_it_makes
