@@ -236,7 +236,7 @@ static void end_step(struct kvp_shell *shell)
         uv_timer_start(&shell->limit, limit_reached, END_MS, 0);
         expired = false;
     }
-    if (expired || (kvp_executors_running(shell->executors) == 0 && shell->rpc == NULL))
+    if (expired || (kvp_executors_ending(shell->executors) == 0 && shell->rpc == NULL))
         uv_stop(&shell->loop);
 }
 
@@ -433,7 +433,8 @@ static enum kvp_status open_core(struct kvp_shell *shell)
     status = kvp_things_open(&shell->loop, shell->store, &shell->later, thing_ready, shell, &shell->things);
     if (status != KVP_OK)
         return status;
-    status = kvp_executors_open(&shell->loop, &shell->clock, &shell->later, &exec_config, &shell->executors);
+    status = kvp_executors_open(&shell->loop, &shell->clock, shell->store, &shell->later, &exec_config,
+                                &shell->executors);
     if (status != KVP_OK)
         return status;
     uv_update_time(&shell->loop);
@@ -444,6 +445,7 @@ static enum kvp_status open_core(struct kvp_shell *shell)
     shell->clock.core = shell->core;
     kvp_adopt_things(&shell->inherited, shell->things, shell->core);
     kvp_adopt_sessions(&shell->inherited, &shell->ledger, shell->core);
+    kvp_adopt_executors(&shell->inherited, shell->executors, shell->core);
     kvp_core_tick(shell->core, shell->clock.told_ms);
     return KVP_OK;
 }

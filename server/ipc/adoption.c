@@ -39,6 +39,30 @@ void kvp_adopt_sessions(const struct kvp_inherited *inherited, const struct kvp_
     }
 }
 
+/* One that lacks its pidfd, or is a second of its slot, stays among the rest: its end-of-file comes when that is closed. */
+void kvp_adopt_executors(struct kvp_inherited *inherited, struct kvp_executors *executors, struct kvp_core *core)
+{
+    for (unsigned i = 0; i < inherited->n; i++) {
+        struct kvp_inherited_fd *item = &inherited->fds[i];
+        char name[KVP_FDSTORE_NAME_MAX];
+        uint32_t slot, pid;
+        int pidfd;
+
+        if (item->fd < 0 || !kvp_executor_parse(item->name, 'e', &slot, &pid))
+            continue;
+        snprintf(name, sizeof(name), "x%u.%u", slot, pid);
+        pidfd = kvp_inherited_take(inherited, name);
+        if (pidfd < 0)
+            continue;
+        if (kvp_executors_adopt(executors, slot, pid, item->fd, pidfd) != KVP_OK) {
+            close(pidfd);
+            continue;
+        }
+        item->fd = -1;
+        kvp_core_exec_adopted(core, slot);
+    }
+}
+
 static int take(struct kvp_inherited *inherited, char letter, struct kvp_session_id session)
 {
     char name[KVP_FDSTORE_NAME_MAX];
@@ -99,10 +123,12 @@ void kvp_adopt_nothing_else(struct kvp_inherited *inherited, struct kvp_fdstore 
         struct kvp_inherited_fd *item = &inherited->fds[i];
         struct kvp_session_id session;
         struct kvp_thing thing;
+        uint32_t slot, pid;
 
         if (item->fd < 0)
             continue;
-        if (kvp_thing_parse(item->name, &thing) || kvp_session_parse(item->name, 'c', &session) ||
+        if (kvp_executor_parse(item->name, 'e', &slot, &pid) || kvp_executor_parse(item->name, 'x', &slot, &pid) ||
+            kvp_thing_parse(item->name, &thing) || kvp_session_parse(item->name, 'c', &session) ||
             kvp_session_parse(item->name, 'q', &session) || strcmp(item->name, KVP_LEDGER_NAME) == 0 ||
             strcmp(item->name, KVP_SESSION_DOOR_NAME) == 0 || strcmp(item->name, KVP_GRPC_DOOR_NAME) == 0)
             kvp_fdstore_unpark(store, item->name);

@@ -1,7 +1,7 @@
 /**
  * Taking over from an earlier daemon: what it parked finds its place again, in this order:
  *
- *   ledger opened ─► core made ─► things announced ─► connections announced ─► the core's first tick ─► door opened
+ *   ledger opened ─► core made ─► things, connections, executors announced ─► the core's first tick ─► door opened
  *   ─► connections and processes watched ─► the rest given up
  *
  * Nothing of a client is read before its end. What the ledger does not name was parked ahead of a transaction that did
@@ -10,6 +10,7 @@
 #ifndef KVP_ADOPTION_H
 #define KVP_ADOPTION_H
 
+#include "executor.h"
 #include "inherit.h"
 #include "session_door.h"
 #include "things.h"
@@ -19,6 +20,9 @@ void kvp_adopt_things(struct kvp_inherited *inherited, struct kvp_things *things
 
 /** Tell the core which sessions still have their connection; before its first tick. */
 void kvp_adopt_sessions(const struct kvp_inherited *inherited, const struct kvp_ledger *ledger, struct kvp_core *core);
+
+/** Executors that go on; before the core's first tick. */
+void kvp_adopt_executors(struct kvp_inherited *inherited, struct kvp_executors *executors, struct kvp_core *core);
 
 /** Connections and processes to the door; the core is told of processes that have ended. @return connections */
 unsigned kvp_adopt_connections(struct kvp_inherited *inherited, const struct kvp_ledger *ledger, struct kvp_core *core,

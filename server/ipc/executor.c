@@ -1,9 +1,9 @@
 /**
  * The executors; see executor.h.
  *
- *   start ─► STARTING ─(next turn: up)─► UP ─ end-of-file, process ended, nonsense: gone ─► ENDING ─ reaped ─► freed
- *                │                        └─ stop ──────────────────────────────────────────►│
- *                └─ can not be started: gone (next turn) ─► freed                             └ grace over: SIGKILL
+ *   start ─► STARTING ─(parked: up)─► UP ─ end-of-file, process ended, nonsense: gone ─► ENDING ─ reaped ─► freed
+ *                │                     └─ stop: gone ──────────────────────────────────────►│
+ *                └─ can not be started: gone (next turn) ─► freed                           └ grace over: SIGKILL
  *
  * The core is told of the end of an executor once, behind the last of its replies, whoever brought the end about.
  */
@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -46,7 +47,9 @@ struct link {
     int socket, pidfd; /* -1: closed */
     uv_poll_t on_socket, on_process;
     uv_timer_t grace;
-    unsigned references; /* handles open, and the list's */
+    unsigned references; /* handles open, parkings under way, and the list's */
+    unsigned parkings;
+    char socket_name[KVP_FDSTORE_NAME_MAX], pidfd_name[KVP_FDSTORE_NAME_MAX]; /* "": not parked */
     int watched;
     bool wanted;                    /* the core counts on it */
     struct kvp_later later;         /* -> up, gone, or the rest of a stop */
@@ -65,6 +68,7 @@ struct refusal {
 struct kvp_executors {
     uv_loop_t *loop;
     struct kvp_clock *clock;
+    struct kvp_fdstore *store;
     struct kvp_later_queue *later;
     struct kvp_executors_config config;
     struct link *slots[KVP_GPUS_MAX]; /* those the core counts on */
@@ -155,6 +159,13 @@ static void kill_it(uv_timer_t *timer)
     syscall(SYS_pidfd_send_signal, link->pidfd, SIGKILL, NULL, 0);
 }
 
+static void unpark(struct kvp_fdstore *store, char *name)
+{
+    if (name[0] != 0)
+        kvp_fdstore_unpark(store, name);
+    name[0] = 0;
+}
+
 /* No more talk with it; its process has the grace to end. */
 static void link_end(struct link *link)
 {
@@ -167,6 +178,8 @@ static void link_end(struct link *link)
     if (executors->slots[link->slot] == link)
         executors->slots[link->slot] = NULL;
     close_socket(link);
+    unpark(executors->store, link->socket_name);
+    unpark(executors->store, link->pidfd_name);
     if (link->pidfd >= 0)
         uv_timer_start(&link->grace, kill_it, KVP_EXECUTOR_GRACE_MS, 0);
     if (tell)
@@ -390,19 +403,73 @@ static void on_process(uv_poll_t *poll, int status, int events)
 
 /* ---- its beginning ------------------------------------------------------------------------------------------------------------ */
 
+static void up(struct link *link)
+{
+    link->state = LINK_UP;
+    watch(link);
+    kvp_core_exec_up(link->executors->clock->core, link->slot, (uint32_t)link->pid);
+}
+
 static void up_later(struct kvp_later *later)
 {
     struct link *link = (struct link *)((char *)later - offsetof(struct link, later));
 
     kvp_clock_tell(link->executors->clock);
-    if (link->pid == 0) {
-        link_end(link);
-        link_free(link);
+    if (link->pid != 0) {
+        up(link);
         return;
     }
-    link->state = LINK_UP;
-    watch(link);
-    kvp_core_exec_up(link->executors->clock->core, link->slot, (uint32_t)link->pid);
+    link_end(link);
+    link_free(link);
+}
+
+static void parked(void *arg, enum kvp_status status)
+{
+    struct link *link = arg;
+
+    link->parkings--;
+    if (link->state == LINK_STARTING && (status != KVP_OK || link->parkings == 0)) {
+        kvp_clock_tell(link->executors->clock);
+        if (status == KVP_OK)
+            up(link);
+        else
+            link_end(link);
+    }
+    unreference(link);
+}
+
+static bool park_fd(struct link *link, char letter, int fd, char ret_name[KVP_FDSTORE_NAME_MAX])
+{
+    snprintf(ret_name, KVP_FDSTORE_NAME_MAX, "%c%u.%d", letter, link->slot, (int)link->pid);
+    if (kvp_fdstore_park(link->executors->store, ret_name, fd, parked, link) != KVP_OK) {
+        ret_name[0] = 0;
+        return false;
+    }
+    link->parkings++;
+    link->references++;
+    return true;
+}
+
+/* It is kept before it is given work, since its work may outlive the daemon. */
+static void park_then_up(struct link *link)
+{
+    struct kvp_executors *executors = link->executors;
+
+    if (link->pid != 0 && kvp_fdstore_keeps(executors->store)) {
+        if (park_fd(link, 'e', link->socket, link->socket_name) && park_fd(link, 'x', link->pidfd, link->pidfd_name))
+            return;
+        link->later.run = link_end_later;
+    }
+    kvp_later_add(executors->later, &link->later);
+}
+
+static void link_watch(struct link *link)
+{
+    if (uv_poll_init(link->executors->loop, &link->on_socket, link->socket) != 0 ||
+        uv_poll_init(link->executors->loop, &link->on_process, link->pidfd) != 0)
+        abort(); /* epoll takes sockets and pidfds alike; what else failed is memory */
+    link->references += 2;
+    uv_poll_start(&link->on_process, UV_READABLE, on_process);
 }
 
 /* If it fails, the link has no pid, which is told in the next turn. */
@@ -425,31 +492,53 @@ static void launch(struct link *link, const char *device)
     }
     close(ends[1]);
     link->socket = ends[0];
-    if (uv_poll_init(link->executors->loop, &link->on_socket, link->socket) != 0 ||
-        uv_poll_init(link->executors->loop, &link->on_process, link->pidfd) != 0)
-        abort(); /* epoll takes sockets and pidfds alike; what else failed is memory */
-    link->references += 2;
-    uv_poll_start(&link->on_process, UV_READABLE, on_process);
+    link_watch(link);
     kvp_log(LOG_DEBUG, "executor %u started for %s: pid %d", link->slot, device[0] != 0 ? device : "the first GPU",
             (int)link->pid);
 }
 
-void kvp_executors_start(struct kvp_executors *executors, uint32_t slot, const char *device)
+static struct link *link_new(struct kvp_executors *executors, uint32_t slot)
 {
-    struct link *link = calloc(1, sizeof(*link));
+    struct link *link = slot < KVP_GPUS_MAX && executors->slots[slot] == NULL ? calloc(1, sizeof(*link)) : NULL;
 
-    if (link == NULL || slot >= KVP_GPUS_MAX || executors->slots[slot] != NULL) {
-        kvp_log(LOG_CRIT, "out of memory, or executor %u started twice", slot);
-        abort(); /* the core could never be told; the next daemon starts from what is parked */
-    }
+    if (link == NULL)
+        return NULL;
     *link = (struct link){.executors = executors, .next = executors->links, .slot = slot, .socket = -1, .pidfd = -1,
                           .references = 2, .wanted = true, .later.run = up_later};
     uv_timer_init(executors->loop, &link->grace);
     link->on_socket.data = link->on_process.data = link->grace.data = link;
     executors->links = link;
     executors->slots[slot] = link;
+    return link;
+}
+
+void kvp_executors_start(struct kvp_executors *executors, uint32_t slot, const char *device)
+{
+    struct link *link = link_new(executors, slot);
+
+    if (link == NULL) {
+        kvp_log(LOG_CRIT, "out of memory, or executor %u started twice", slot);
+        abort(); /* the core could never be told; the next daemon starts from what is parked */
+    }
     launch(link, device);
-    kvp_later_add(executors->later, &link->later);
+    park_then_up(link);
+}
+
+enum kvp_status kvp_executors_adopt(struct kvp_executors *executors, uint32_t slot, uint32_t pid, int socket, int pidfd)
+{
+    struct link *link = fcntl(socket, F_SETFL, O_RDWR | O_NONBLOCK) == 0 ? link_new(executors, slot) : NULL;
+
+    if (link == NULL)
+        return KVP_EEXIST;
+    link->pid = (pid_t)pid;
+    link->socket = socket;
+    link->pidfd = pidfd;
+    link->state = LINK_UP;
+    snprintf(link->socket_name, KVP_FDSTORE_NAME_MAX, "e%u.%u", slot, pid);
+    snprintf(link->pidfd_name, KVP_FDSTORE_NAME_MAX, "x%u.%u", slot, pid);
+    link_watch(link);
+    watch(link);
+    return KVP_OK;
 }
 
 void kvp_executors_stop(struct kvp_executors *executors, uint32_t slot)
@@ -465,8 +554,9 @@ void kvp_executors_stop(struct kvp_executors *executors, uint32_t slot)
 
 /* ---- all of them ---------------------------------------------------------------------------------------------------------------- */
 
-enum kvp_status kvp_executors_open(uv_loop_t *loop, struct kvp_clock *clock, struct kvp_later_queue *later,
-                                   const struct kvp_executors_config *config, struct kvp_executors **ret_executors)
+enum kvp_status kvp_executors_open(uv_loop_t *loop, struct kvp_clock *clock, struct kvp_fdstore *store,
+                                   struct kvp_later_queue *later, const struct kvp_executors_config *config,
+                                   struct kvp_executors **ret_executors)
 {
     struct kvp_executors *executors = calloc(1, sizeof(*executors));
 
@@ -474,37 +564,40 @@ enum kvp_status kvp_executors_open(uv_loop_t *loop, struct kvp_clock *clock, str
         return KVP_ENOMEM;
     executors->loop = loop;
     executors->clock = clock;
+    executors->store = store;
     executors->later = later;
     executors->config = *config;
     *ret_executors = executors;
     return KVP_OK;
 }
 
-unsigned kvp_executors_running(const struct kvp_executors *executors)
+unsigned kvp_executors_ending(const struct kvp_executors *executors)
 {
     unsigned n = 0;
 
     for (const struct link *link = executors->links; link != NULL; link = link->next)
-        n += link->pid != 0;
+        n += link->pid != 0 && link->state == LINK_ENDING;
     return n;
 }
 
-unsigned kvp_executors_stop_all(struct kvp_executors *executors)
+void kvp_executors_stop_all(struct kvp_executors *executors)
 {
     for (struct link *link = executors->links; link != NULL; link = link->next) {
+        if (link->state == LINK_ENDING || link->socket_name[0] != 0)
+            continue;
         link->wanted = false;
-        if (link->state != LINK_ENDING)
-            link_end(link);
+        link_end(link);
     }
-    return kvp_executors_running(executors);
 }
 
 void kvp_executors_close(struct kvp_executors *executors)
 {
     while (executors->links != NULL) {
-        if (executors->links->pidfd >= 0)
-            syscall(SYS_pidfd_send_signal, executors->links->pidfd, SIGKILL, NULL, 0);
-        link_free(executors->links);
+        struct link *link = executors->links;
+
+        if (link->pidfd >= 0 && link->state == LINK_ENDING)
+            syscall(SYS_pidfd_send_signal, link->pidfd, SIGKILL, NULL, 0);
+        link_free(link);
     }
     free(executors);
 }

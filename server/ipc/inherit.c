@@ -95,14 +95,31 @@ bool kvp_thing_parse(const char *name, struct kvp_thing *ret_thing)
     return true;
 }
 
+/* A letter, a number, a dot, a number that is not 0. */
+static bool parse_pair(const char *name, char letter, uint32_t *ret_a, uint32_t *ret_b)
+{
+    uint32_t a, b;
+    const char *rest = name[0] == letter ? parse_u32(name + 1, &a) : NULL;
+
+    rest = rest != NULL && *rest == '.' ? parse_u32(rest + 1, &b) : NULL;
+    if (rest == NULL || *rest != 0 || b == 0)
+        return false;
+    *ret_a = a;
+    *ret_b = b;
+    return true;
+}
+
 bool kvp_session_parse(const char *name, char letter, struct kvp_session_id *ret_session)
 {
     struct kvp_session_id session;
-    const char *rest = name[0] == letter ? parse_u32(name + 1, &session.slot) : NULL;
 
-    rest = rest != NULL && *rest == '.' ? parse_u32(rest + 1, &session.generation) : NULL;
-    if (rest == NULL || *rest != 0 || session.slot >= KVP_SESSIONS_MAX || session.generation == 0)
+    if (!parse_pair(name, letter, &session.slot, &session.generation) || session.slot >= KVP_SESSIONS_MAX)
         return false;
     *ret_session = session;
     return true;
+}
+
+bool kvp_executor_parse(const char *name, char letter, uint32_t *ret_slot, uint32_t *ret_pid)
+{
+    return parse_pair(name, letter, ret_slot, ret_pid) && *ret_slot < KVP_GPUS_MAX;
 }

@@ -5,6 +5,7 @@
  *   t3 l3         a pool's table, timelines     q5.9   the pidfd of its process
  *   p3.12 s3.0    a progress page, a slab       door   the listening session socket, bound by a daemon itself
  *   b5.2          a registered buffer           grpc   the one of gRPC, likewise
+ *   e0.4711       the socket of the executor in slot 0, whose pid is 4711; x0.4711: its pidfd
  *
  * Anything else is told by what it is (a listening socket that systemd made), or closed.
  */
@@ -38,5 +39,7 @@ int kvp_inherited_take(struct kvp_inherited *inherited, const char *name);
 bool kvp_thing_parse(const char *name, struct kvp_thing *ret_thing);
 /** Read "c5.9". @return false: it does not start with `letter`, or is none */
 bool kvp_session_parse(const char *name, char letter, struct kvp_session_id *ret_session);
+/** Read "e0.4711". */
+bool kvp_executor_parse(const char *name, char letter, uint32_t *ret_slot, uint32_t *ret_pid);
 
 #endif

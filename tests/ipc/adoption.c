@@ -128,12 +128,16 @@ START_TEST(requests_sent_to_nobody_are_answered_by_the_next)
         test_send(connection, METHOD(GET_STATS), tag, &request.base, NULL, 0);
     newcomer = test_connect(&keeper); /* the listening socket is kept too */
     kill(keeper.pid, SIGCONT);
-    for (uint64_t tag = 1; tag <= 20; tag++) {
+    for (uint64_t tag = 1; tag <= 20;) {
         struct test_reply reply;
 
         test_receive(connection, &kvpool__v1__get_stats_reply__descriptor, &reply);
         ck_assert_int_eq(reply.status, KVP_OK);
-        ck_assert_uint_eq(reply.tag, tag);
+        if (reply.tag > 1000) { /* the answer to epoch_of, said again: the daemon died before it took the request off */
+            test_reply_free(&reply);
+            continue;
+        }
+        ck_assert_uint_eq(reply.tag, tag++);
         ck_assert_uint_eq(((Kvpool__V1__GetStatsReply *)(void *)reply.body)->epoch, epoch + 1);
         test_reply_free(&reply);
     }

@@ -69,7 +69,7 @@ struct test_reply {
 /* Wait for one reply; free it by test_reply_free. */
 void test_receive(int socket, const ProtobufCMessageDescriptor *type, struct test_reply *ret_reply);
 void test_reply_free(struct test_reply *reply);
-/* Both; fails unless the reply is to this call. */
+/* Both; fails unless the reply is to this call. Answers to earlier ones, said again, are skipped. */
 void test_call(int socket, uint16_t method, const ProtobufCMessage *body, const ProtobufCMessageDescriptor *type,
                struct test_reply *ret_reply);
 
