@@ -120,10 +120,12 @@ void kvp_core_tick(struct kvp_core *core, uint64_t now_ms)
     core->due_ms = NEVER;
     core_adopt_tick(core);
     core_exec_tick(core);
-    core_sessions_tick(core);
-    for (uint32_t i = 0; i < KVP_POOLS_MAX; i++) {
-        if (core->pools[i].id.generation != 0 && core->pools[i].table != NULL)
-            core_pool_tick(core, &core->pools[i]);
+    if (core->adopting == ADOPT_DONE) {
+        core_sessions_tick(core);
+        for (uint32_t i = 0; i < KVP_POOLS_MAX; i++) {
+            if (core->pools[i].id.generation != 0 && core->pools[i].table != NULL)
+                core_pool_tick(core, &core->pools[i]);
+        }
     }
     core_ops_tick(core);
     core_settle(core);

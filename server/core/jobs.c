@@ -312,6 +312,9 @@ static enum kvp_status send_job(struct kvp_core *core, struct job_state *job)
         kvpool__v1__exec_job_request__unpack(NULL, job->packed_bytes, job->packed);
     if (request == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory to send a job of %zu bytes", job->packed_bytes);
+    /* an executor may have died between the value and its answer, and later values may be there: it must not fall */
+    if (core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value}))
+        request->done_value = 0;
     job->sent = executor->starts;
     core->unsent_jobs--;
     core_exec_send(core, job->executor, KVPOOL__V1__METHOD__METHOD_EXEC_JOB,

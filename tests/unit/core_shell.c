@@ -336,6 +336,9 @@ struct shell_call *shell_call(struct shell *shell, struct kvp_caller caller, uin
     for (unsigned i = 0; !call->answered; i++) {
         ck_assert_msg(i < 10000, "method %u is never answered", method);
         if (!shell_step(shell)) {
+            shell_jobs_run(shell, 1); /* it may wait for one that is held */
+            if (shell->n_events != 0)
+                continue;
             ck_assert_msg(shell->wake_ms != UINT64_MAX, "method %u waits, and nothing is due", method);
             if (shell->wake_ms > shell->now_ms)
                 shell->now_ms = shell->wake_ms;
@@ -426,19 +429,46 @@ void shell_audit(struct shell *shell)
     ck_assert_uint_eq(violations, 0);
 }
 
-void shell_restart(struct shell *shell)
+/* What was parked; what was not is gone with the daemon. Answers of executors stay on their sockets. */
+static void announce_things(struct shell *shell)
+{
+    for (unsigned i = 0; i < shell->n_events;) {
+        if (shell->events[i].kind == EVENT_THING)
+            memmove(&shell->events[i], &shell->events[i + 1], (--shell->n_events - i) * sizeof(shell->events[0]));
+        else
+            i++;
+    }
+    for (unsigned i = 0; i < SHELL_THINGS_MAX; i++) {
+        struct shell_thing *t = &shell->things[i];
+        struct shell_event event = {.kind = EVENT_THING, .thing = t->thing};
+        if (t->used && t->ready) {
+            hand_thing(shell, &event);
+        } else if (t->used) {
+            shell_memory_release(t->memory);
+            memset(t, 0, sizeof(*t));
+        }
+    }
+}
+
+void shell_restart(struct shell *shell, const struct kvp_session_id *sessions, unsigned n)
 {
     const char *why = "";
     kvp_core_destroy(shell->core);
-    while (shell->calls != NULL) {
-        shell->calls->answered = true;
+    while (shell->calls != NULL)
         call_unlink(shell, shell->calls);
-    }
     shell->wake_ms = UINT64_MAX;
     ck_assert_msg(kvp_ledger_open(&shell->ledger, shell->block, shell->block, shell->block_bytes, &why) == KVP_OK,
                   "the ledger is refused: %s", why);
     ck_assert_int_eq(
         kvp_core_create(&shell->config, &actions, shell, &shell->ledger, shell->now_ms, &shell->core), KVP_OK);
+    announce_things(shell);
+    for (unsigned i = 0; i < n; i++)
+        kvp_core_session_adopted(shell->core, sessions[i]);
+    for (uint32_t i = 0; i < KVP_GPUS_MAX; i++) {
+        if (shell->executors[i].running)
+            kvp_core_exec_adopted(shell->core, i);
+    }
+    shell_run_ms(shell, 0);
 }
 
 void shell_end(struct shell *shell)

@@ -81,6 +81,10 @@ struct shell_executor {
     struct shell_job jobs[SHELL_JOBS_MAX];
     unsigned n_jobs;
     unsigned jobs_done;
+    struct {
+        uint64_t job;
+        enum kvp_status status;
+    } remembered[SHELL_JOBS_MAX]; /* a ring, by jobs_done */
 };
 
 /* A call as a client has it. */
@@ -129,8 +133,12 @@ struct shell *shell_begin(const char *backend);
 struct shell *shell_begin_sliced(const char *backend, uint32_t reclaim_slice);
 /* Audit, end everything, audit again; all things and all memory must be gone with the pools deleted. */
 void shell_end(struct shell *shell);
-/* Forget the core, keep ledger, things and executors; then a new core over them, as after a kill. */
-void shell_restart(struct shell *shell);
+/*
+ * The daemon is killed and started again: the core is forgotten, with the calls in hand; ledger, things, executors and
+ * connections are kept, and announced to a new core. Pools are served when it returns.
+ * @param sessions  [n] connections that are still there
+ */
+void shell_restart(struct shell *shell, const struct kvp_session_id *sessions, unsigned n);
 void shell_audit(struct shell *shell);
 
 /* Hand out events until none is left. */

@@ -37,6 +37,7 @@ void shell_exec_clear(struct shell_executor *executor)
     for (unsigned i = 0; i < 256; i++)
         shell_memory_release(executor->buffers[i].memory);
     memset(executor->buffers, 0, sizeof(executor->buffers));
+    memset(executor->remembered, 0, sizeof(executor->remembered));
     for (unsigned i = 0; i < executor->n_jobs; i++)
         kvpool__v1__exec_job_request__free_unpacked(executor->jobs[i].request, NULL);
     executor->n_jobs = 0;
@@ -129,9 +130,10 @@ static void create_slab(struct shell *shell, uint32_t slot, uint64_t tag, const 
         return;
     }
     struct shell_slab *slab = slab_of(&shell->executors[slot], r->pool_id, r->rank, true);
-    ck_assert_ptr_null(slab->memory);
-    slab->memory = shell_memory(r->bytes);
-    slab->spec = copy_spec(r->spec);
+    if (slab->memory == NULL) {
+        slab->memory = shell_memory(r->bytes);
+        slab->spec = copy_spec(r->spec);
+    }
     bool legacy = r->spec->memory == KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC;
     answer.device = shell->executors[slot].device;
     answer.bytes = r->bytes;
@@ -156,10 +158,11 @@ static void adopt_slab(struct shell *shell, uint32_t slot, const Kvpool__V1__Exe
     struct shell_slab *slab = slab_of(&shell->executors[slot], r->pool_id, r->rank, true);
     ck_assert_uint_eq(n_things, r->has_slab_fd ? 3 : 2);
     if (r->has_slab_fd) {
-        ck_assert_ptr_null(slab->memory);
         ck_assert_int_eq(things[0].kind, KVP_THING_SLAB);
+        shell_memory_release(slab->memory);
         slab->memory = thing_memory(shell, things[0]);
-        slab->spec = copy_spec(r->spec);
+        if (slab->spec == NULL)
+            slab->spec = copy_spec(r->spec);
         things++;
     }
     ck_assert_ptr_nonnull(slab->memory);
@@ -344,7 +347,7 @@ static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
     ck_assert_msg(slab != NULL && slab->timelines != NULL, "the executor was not given the slab and timelines");
     enum kvp_status status = shell->fail_job;
     shell->fail_job = KVP_OK;
-    if (status == KVP_OK && r->kind != KVPOOL__V1__JOB_KIND__JOB_NONE) {
+    if (status == KVP_OK) {
         place(slab, &placed);
         do_copies(r, &placed);
         if (r->kind == KVPOOL__V1__JOB_KIND__JOB_APPEND)
@@ -352,11 +355,13 @@ static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
         else
             do_index(executor, r, slab->spec->page_tokens);
         struct kvp_timeline *timeline = (struct kvp_timeline *)(void *)slab->timelines->bytes + r->done_timeline;
-        ck_assert_uint_gt(r->done_value, timeline->value);
-        timeline->value = r->done_value;
+        ck_assert_msg(r->done_value == 0 || r->done_value > timeline->value, "a timeline falls");
+        if (r->done_value != 0)
+            timeline->value = r->done_value;
     }
     answer.job = r->job;
-    executor->jobs_done++;
+    executor->remembered[executor->jobs_done % SHELL_JOBS_MAX].job = r->job;
+    executor->remembered[executor->jobs_done++ % SHELL_JOBS_MAX].status = status;
     reply(shell, slot, KVPOOL__V1__METHOD__METHOD_EXEC_JOB, job->tag, status, &answer.base, NULL);
     kvpool__v1__exec_job_request__free_unpacked(job->request, NULL);
 }
@@ -373,9 +378,34 @@ void shell_jobs_run(struct shell *shell, unsigned n)
     }
 }
 
+/* What came of a job that an earlier daemon gave it: the question has no bytes, only the number. */
+static void tell_job(struct shell *shell, uint32_t slot, uint64_t tag, uint64_t job)
+{
+    struct shell_executor *executor = &shell->executors[slot];
+    Kvpool__V1__ExecJobReply answer = KVPOOL__V1__EXEC_JOB_REPLY__INIT;
+    enum kvp_status status = KVP_ENOENT;
+    answer.job = job;
+    for (unsigned i = 0; i < executor->n_jobs; i++) {
+        if (executor->jobs[i].request->job == job) {
+            executor->jobs[i].tag = tag;
+            return;
+        }
+    }
+    for (unsigned i = 0; i < SHELL_JOBS_MAX; i++) {
+        if (executor->remembered[i].job == job)
+            status = executor->remembered[i].status;
+    }
+    reply(shell, slot, KVPOOL__V1__METHOD__METHOD_EXEC_JOB, tag, status, &answer.base, NULL);
+}
+
 static void take_job(struct shell *shell, uint32_t slot, uint64_t tag, const ProtobufCMessage *body)
 {
     struct shell_executor *executor = &shell->executors[slot];
+    const Kvpool__V1__ExecJobRequest *request = (const Kvpool__V1__ExecJobRequest *)body;
+    if (request->kind == KVPOOL__V1__JOB_KIND__JOB_NONE) {
+        tell_job(shell, slot, tag, request->job);
+        return;
+    }
     ck_assert_uint_lt(executor->n_jobs, SHELL_JOBS_MAX);
     size_t n = protobuf_c_message_get_packed_size(body);
     uint8_t *packed = malloc(n + 1);
