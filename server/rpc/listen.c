@@ -1,7 +1,7 @@
 /**
- * How connections come in. The Unix socket, and TCP without TLS, are accepted here: the kernel's word on the peer is read,
- * the number of connections is limited, and the socket goes to gRPC under an fd number of its own (peers.c). TCP with TLS
- * is gRPC's own listener, where the certificate is what limits who may come.
+ * How connections come in. The Unix socket, and TCP without TLS, are accepted here: the kernel's word on the peer is
+ * read, the number of connections is limited, and the socket goes to gRPC under an fd number of its own (peers.c). TCP
+ * with TLS is gRPC's own listener, where the certificate is what limits who may come.
  *
  * A connection over the limit is closed at once: its client sees UNAVAILABLE. When fds run out, listening rests for
  * REST_MS and the queue of the socket holds the newcomers.
@@ -28,7 +28,7 @@
 #define PEM_BYTES_MAX    (1 << 20)
 #define ADDRESS_BYTES_MAX 128
 
-/* ---- accepting ----------------------------------------------------------------------------------------------------- */
+/* ---- accepting -------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status who(const struct kvp_rpc_listener *listener, int fd, struct kvp_caller *ret_caller)
 {
@@ -151,7 +151,7 @@ void kvp_rpc_listen_stop(struct kvp_rpc *rpc)
     uv_timer_stop(&rpc->rest);
 }
 
-/* ---- TCP ----------------------------------------------------------------------------------------------------------- */
+/* ---- TCP -------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status resolve(const char *address, struct addrinfo **ret_found)
 {

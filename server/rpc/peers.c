@@ -5,8 +5,8 @@
  *      0 … first-1    the process's other fds (the kernel hands out the lowest free number)
  *      first …        UNUSED ──add──► OPEN ──sweep sees it closed──► CLOSED ──rest, no calls──► may be taken again
  *
- * gRPC owns the fd from the moment it has it and closes it by itself; nothing here uses it as a socket again. Whether it
- * is still open is read by F_GETFD, which touches no more than the table of fds.
+ * gRPC owns the fd from the moment it has it and closes it by itself; nothing here uses it as a socket again. Whether
+ * it is still open is read by F_GETFD, which touches no more than the table of fds.
  */
 #include "door.h"
 

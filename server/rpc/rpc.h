@@ -50,7 +50,8 @@ struct kvp_rpc_config {
 };
 
 /**
- * Open the door. Calls arrive at kvp_core_call from the loop's next turn on, their callers KVP_DOOR_GRPC or KVP_DOOR_TCP.
+ * Open the door. Calls arrive at kvp_core_call from the loop's next turn on, their callers KVP_DOOR_GRPC or
+ * KVP_DOOR_TCP.
  *
  * @param config  copied, except for what log_ctx points at
  * @retval KVP_EINVAL   an address that can't be read, TLS files that are not all there, or plaintext beyond loopback

@@ -1,7 +1,7 @@
 /**
- * Fuzz target: what a peer may put on a session socket: a datagram of any bytes, with no fd, with a memfd in any state of
- * seals, or with several fds. The first byte says which, the rest is the datagram; its start is made an envelope that is
- * right in every second input, so that the checks behind it are met.
+ * Fuzz target: what a peer may put on a session socket: a datagram of any bytes, with no fd, with a memfd in any state
+ * of seals, or with several fds. The first byte says which, the rest is the datagram; its start is made an envelope that
+ * is right in every second input, so that the checks behind it are met.
  *
  * Holds: the frame is read or refused; a body lies within what arrived; peeking leaves the message, consuming takes it;
  * and not one fd is left open.

@@ -1,6 +1,6 @@
 /**
- * The gRPC door by itself, for its tests: the real door and a real client over real sockets, and in the core's place a few
- * lines that answer, fail or keep a call, and count what they see.
+ * The gRPC door by itself, for its tests: the real door and a real client over real sockets, and in the core's place a
+ * few lines that answer, fail or keep a call, and count what they see.
  *
  * The loop runs in the test's own thread, the client in another one; the client's end stops the door and the loop.
  */
