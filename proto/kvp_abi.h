@@ -70,7 +70,10 @@ struct kvp_table_head {
 #define KVP_PROGRESS_VERSION(word)         ((uint32_t)((word) >> 32))
 #define KVP_PROGRESS_TOKENS(word)          ((uint32_t)(word))
 
-/* A counter that only rises. Streams write it and wait for it; 0 is reached from the start. */
+/*
+ * A counter that only rises. Streams write it and wait for it; 0 is reached from the start. Who attaches goes on from the
+ * values that it finds in its timelines: an earlier owner may have left them, and others may still wait for its values.
+ */
 struct kvp_timeline {
     uint64_t value;
     uint64_t error; /* 0, or minus the status with which the daemon ended it after its owner's death */

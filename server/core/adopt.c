@@ -7,9 +7,9 @@
  *               greeted again
  *   MEETING     ticks, until every executor that was kept has said hello, or has not within ADOPT_MS
  *               a pool that lacks its table, its timelines or a slab is LOST; the others are published again
- *   ASKING      each job that is open is asked for at the executors of its pool, with a second hello behind the questions
- *               a job that none of them knows has failed: the request is still on its socket, and does it again
- *   SERVING     sessions whose connection was not announced have ended; calls that waited are carried out
+ *   ASKING      each job that is open is asked for at the executors of its pool, with a second hello behind the
+ * questions a job that none of them knows has failed: the request is still on its socket, and does it again SERVING
+ * sessions whose connection was not announced have ended; calls that waited are carried out
  *
  * Nothing is asked for again that is there, and nothing is dropped that the ledger names. What is announced and is not
  * named was parked ahead of a transaction that did not come, and goes.
@@ -20,7 +20,8 @@
 
 #define ADOPT_MS 1000u /* for an executor's hello: it answers at once, unless it hangs */
 
-/* ---- create ------------------------------------------------------------------------------------------------------------ */
+/* ---- create
+ * ------------------------------------------------------------------------------------------------------------ */
 
 static enum kvp_status adopt_pool(struct kvp_core *core, const struct kvp_pool_view *view)
 {
@@ -73,7 +74,8 @@ enum kvp_status core_adopt(struct kvp_core *core)
     return KVP_OK;
 }
 
-/* ---- announced ----------------------------------------------------------------------------------------------------------- */
+/* ---- announced
+ * ----------------------------------------------------------------------------------------------------------- */
 
 /* @return whether the ledger names it */
 static bool take_thing(struct kvp_core *core, struct kvp_thing thing, void *address, uint64_t bytes)
@@ -143,7 +145,8 @@ void kvp_core_exec_adopted(struct kvp_core *core, uint32_t slot)
     kvp_core_exec_up(core, slot, 0);
 }
 
-/* ---- serving ------------------------------------------------------------------------------------------------------------ */
+/* ---- serving
+ * ------------------------------------------------------------------------------------------------------------ */
 
 /* The memory of a lost pool's table and timelines, where there is none: nobody else sees it. */
 static bool stand_in(struct pool_state *pool)
@@ -187,6 +190,19 @@ static const char *missing_of(struct kvp_core *core, struct pool_state *pool)
     return NULL;
 }
 
+/* Legacy handles are handed out without a progress page: nothing tells who has one. */
+static void suppose_mapped(struct kvp_core *core, struct pool_state *pool)
+{
+    for (uint32_t i = 0; i < KVP_ATTACHMENTS_MAX; i++) {
+        struct kvp_attachment_view view;
+        struct attachment_state *state = &pool->attachments[i];
+        if (kvp_attachment_get(core->ledger, pool->id, i, &view) != KVP_OK || state->mapped)
+            continue;
+        state->mapped = true;
+        state->ask_nvml_ms = view.nvml_seen ? NEVER : core->now_ms;
+    }
+}
+
 static void serve_pool(struct kvp_core *core, struct pool_state *pool)
 {
     struct kvp_pool_view view;
@@ -199,6 +215,8 @@ static void serve_pool(struct kvp_core *core, struct pool_state *pool)
         core_log(core, 2, "pool %s: no memory for its state; it is not served", pool->spec->name);
         return;
     }
+    if (pool->legacy)
+        suppose_mapped(core, pool);
     core_publish_header(core, pool, missing == NULL && view.state == KVP_POOL_LIVE ? KVP_TABLE_LIVE : KVP_TABLE_LOST);
     core_publish_all(core, pool);
     for (uint32_t slot = 0; slot < pool->spec->max_sequences; slot++) {

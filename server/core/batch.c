@@ -3,8 +3,8 @@
  * texts of what the ledger refuses.
  *
  * A batch is checked whole before anything changes. Words are folded first, so that every check sees the written tokens
- * as they are now. A sequence whose job has told its end on its timeline, but not yet here, makes the call wait for that:
- * so who saw the timeline sees the tokens.
+ * as they are now. A sequence whose job has told its end on its timeline, but not yet here, makes the call wait for
+ * that: so who saw the timeline sees the tokens.
  */
 #include "op.h"
 
@@ -28,8 +28,10 @@ enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *
     case KVP_EBUSY:
         return core_refuse(core, status, "%s[%zu]: %#llx has an Append under way, or its owner has ended", what, i, h);
     case KVP_ELIMIT:
-        return core_refuse(core, status, "%s[%zu]: %#llx: the call changes more than one transaction can hold, or all "
-                           "%u rows of the pool are in use", what, i, h, pool->spec->max_sequences);
+        return core_refuse(core, status,
+                           "%s[%zu]: %#llx: the call changes more than one transaction can hold, or all "
+                           "%u rows of the pool are in use",
+                           what, i, h, pool->spec->max_sequences);
     case KVP_ENOPAGES:
         return core_refuse(core, status, "pool \"%s\" is short of %llu pages", pool->spec->name,
                            (unsigned long long)core->error_missing);
@@ -38,7 +40,8 @@ enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *
     }
 }
 
-/* ---- attachments ----------------------------------------------------------------------------------------------------------- */
+/* ---- attachments
+ * ----------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool, bool make,
                                 uint32_t *ret_attachment)
@@ -56,7 +59,8 @@ enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct
     return status == KVP_OK ? KVP_OK : core_refuse_plain(core, status, "the session's attachment");
 }
 
-/* ---- batches --------------------------------------------------------------------------------------------------------------- */
+/* ---- batches
+ * --------------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status check_tenant(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
                                     const struct kvp_seq_view *view, const char *what, size_t i)
@@ -131,7 +135,8 @@ enum kvp_status core_batch(struct kvp_core *core, struct turn *turn, struct pool
     return KVP_OK;
 }
 
-/* ---- after ------------------------------------------------------------------------------------------------------------------ */
+/* ---- after
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 enum kvp_status core_after(struct kvp_core *core, const struct pool_state *pool, uint32_t attachment, size_t n,
                            size_t n_timelines, const uint32_t *timelines, size_t n_values, const uint64_t *values,
@@ -158,7 +163,8 @@ enum kvp_status core_after(struct kvp_core *core, const struct pool_state *pool,
     return KVP_OK;
 }
 
-/* ---- owed copies --------------------------------------------------------------------------------------------------------------- */
+/* ---- owed copies
+ * --------------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_copies(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
                             struct copies *ret_copies)

@@ -8,10 +8,11 @@
  *        ▼
  *   a second transaction: the tokens are written (jobs.c); gRPC is answered here
  *
- * While the job is open its sequences refuse other changes. A repeat finds its job under way, or the tokens written; when
- * neither is so the job had failed, nothing was changed, and it is done now.
+ * While the job is open its sequences refuse other changes. A repeat finds its job under way, or the tokens written;
+ * when neither is so the job had failed, nothing was changed, and it is done now.
  *
- * A pool over several GPUs takes an Append for each rank, in rising order; that of the last rank makes the tokens written.
+ * A pool over several GPUs takes an Append for each rank, in rising order; that of the last rank makes the tokens
+ * written.
  */
 #include "op.h"
 
@@ -26,7 +27,8 @@ struct append {
     bool last_rank;
 };
 
-/* ---- checks ---------------------------------------------------------------------------------------------------------------- */
+/* ---- checks
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status check_tokens(struct kvp_core *core, const Kvpool__V1__AppendRequest *request,
                                     struct append *append)
@@ -41,8 +43,8 @@ static enum kvp_status check_tokens(struct kvp_core *core, const Kvpool__V1__App
         append->pages += (end + spec->page_tokens - 1) / spec->page_tokens;
     }
     if (append->nnz == 0 || append->nnz > KVP_CALL_TOKENS_MAX)
-        return core_refuse(core, KVP_EINVAL, "tokens: %llu in all, must be 1 to %u",
-                           (unsigned long long)append->nnz, KVP_CALL_TOKENS_MAX);
+        return core_refuse(core, KVP_EINVAL, "tokens: %llu in all, must be 1 to %u", (unsigned long long)append->nnz,
+                           KVP_CALL_TOKENS_MAX);
     if (append->pages > KVP_CALL_PAGES_MAX)
         return core_refuse(core, KVP_EINVAL, "seqs: rows of %llu pages in all, at most %u in a call",
                            (unsigned long long)append->pages, KVP_CALL_PAGES_MAX);
@@ -88,8 +90,9 @@ static enum kvp_status check_plane(struct kvp_core *core, const Kvpool__V1__Appe
                            over ? ~0ull : (unsigned long long)end, request->buffer,
                            (unsigned long long)append->buffer->bytes);
     if (start % element != 0 || token_stride % element != 0 || head_stride % element != 0)
-        return core_refuse(core, KVP_EINVAL, "plane %zu: offset and strides must be multiples of its elements' %llu bytes",
-                           p, (unsigned long long)element);
+        return core_refuse(core, KVP_EINVAL,
+                           "plane %zu: offset and strides must be multiples of its elements' %llu bytes", p,
+                           (unsigned long long)element);
     *offset += append->nnz * token_bytes(plane);
     return KVP_OK;
 }
@@ -148,7 +151,8 @@ static enum kvp_status check_lengths(struct kvp_core *core, const Kvpool__V1__Ap
     return KVP_OK;
 }
 
-/* ---- the job ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the job
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 /* Within the transaction: the rows as they will be. */
 static enum kvp_status fill_rows(struct kvp_core *core, const Kvpool__V1__AppendRequest *request,
@@ -251,8 +255,8 @@ static enum kvp_status make_job(struct kvp_core *core, struct turn *turn, const 
     return core_job_take(core, *ret_job, &job);
 }
 
-static enum kvp_status answer_append(struct kvp_core *core, struct turn *turn,
-                                     const Kvpool__V1__AppendRequest *request, uint32_t timeline, uint64_t value)
+static enum kvp_status answer_append(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
+                                     uint32_t timeline, uint64_t value)
 {
     Kvpool__V1__AppendReply reply = KVPOOL__V1__APPEND_REPLY__INIT;
     reply.written = core_alloc(core, request->n_seqs, sizeof(uint32_t));
@@ -272,8 +276,8 @@ static bool answered_at_intent(const struct turn *turn)
     return turn->call->caller.door == KVP_DOOR_SOCKET;
 }
 
-static enum kvp_status wait_for_job(struct kvp_core *core, struct turn *turn, struct kvp_job_id job,
-                                    uint32_t timeline, uint64_t value)
+static enum kvp_status wait_for_job(struct kvp_core *core, struct turn *turn, struct kvp_job_id job, uint32_t timeline,
+                                    uint64_t value)
 {
     struct op *op;
     TRY(core_op(core, turn, &op));
@@ -284,7 +288,9 @@ static enum kvp_status wait_for_job(struct kvp_core *core, struct turn *turn, st
     return core_wait(core, turn, WAIT_JOB, job.slot);
 }
 
-/* ---- repeats -------------------------------------------------------------------------------------------------------------------- */
+/* ---- repeats
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 /* KVP_ENOENT: it failed, and is to be done now. */
 static enum kvp_status answer_repeat(struct kvp_core *core, struct turn *turn, const struct pool_state *pool,
@@ -310,7 +316,9 @@ static enum kvp_status answer_repeat(struct kvp_core *core, struct turn *turn, c
     return answer_append(core, turn, request, timeline, turn->outcome.values[1]);
 }
 
-/* ---- the call -------------------------------------------------------------------------------------------------------------------- */
+/* ---- the call
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 /* The job that this call waited for has ended. */
 static enum kvp_status answer_ended(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request)

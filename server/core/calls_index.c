@@ -2,8 +2,8 @@
  * The index functions on request: lengths, the CSR page table, batch indices with positions and slots.
  *
  * Into the reply the core computes them itself, from the ledger's rows. Into a registered buffer the executor's kernel
- * writes them, as a job of its own that no sequence waits for: on the session socket the answer comes at intent, with the
- * completion value; over gRPC when it is done.
+ * writes them, as a job of its own that no sequence waits for: on the session socket the answer comes at intent, with
+ * the completion value; over gRPC when it is done.
  */
 #include "op.h"
 
@@ -11,7 +11,8 @@
 #define OUTPUT_SLOTS   2u /* the one whose elements are int64 */
 #define WANTED_DEFAULT 7u
 
-/* ---- GetSeqLens ------------------------------------------------------------------------------------------------------------- */
+/* ---- GetSeqLens
+ * ------------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status call_get_seq_lens(struct kvp_core *core, struct turn *turn)
 {
@@ -30,7 +31,8 @@ enum kvp_status call_get_seq_lens(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- rows as CSR --------------------------------------------------------------------------------------------------------------- */
+/* ---- rows as CSR
+ * --------------------------------------------------------------------------------------------------------------- */
 
 struct csr {
     int32_t *indptr, *indices;
@@ -43,9 +45,8 @@ static uint32_t pages_for(const struct pool_state *pool, uint64_t tokens)
 }
 
 /* The pages that hold the first lengths[i] tokens of each sequence. */
-static enum kvp_status fill_csr(struct kvp_core *core, const struct pool_state *pool,
-                                const struct kvp_seq_view *views, const uint32_t *lengths, size_t n,
-                                struct csr *ret_csr)
+static enum kvp_status fill_csr(struct kvp_core *core, const struct pool_state *pool, const struct kvp_seq_view *views,
+                                const uint32_t *lengths, size_t n, struct csr *ret_csr)
 {
     uint64_t total = 0;
     for (size_t i = 0; i < n; i++)
@@ -69,7 +70,8 @@ static enum kvp_status fill_csr(struct kvp_core *core, const struct pool_state *
     return KVP_OK;
 }
 
-/* ---- GetPageTable --------------------------------------------------------------------------------------------------------------- */
+/* ---- GetPageTable
+ * --------------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status call_get_page_table(struct kvp_core *core, struct turn *turn)
 {
@@ -106,7 +108,8 @@ enum kvp_status call_get_page_table(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- GetBatchIndices: checks ------------------------------------------------------------------------------------------------------ */
+/* ---- GetBatchIndices: checks
+ * ------------------------------------------------------------------------------------------------------ */
 
 struct batch_indices {
     struct pool_state *pool;
@@ -139,7 +142,8 @@ static enum kvp_status check_batch_indices(struct kvp_core *core, const Kvpool__
     return KVP_OK;
 }
 
-/* ---- into the reply ------------------------------------------------------------------------------------------------------------------ */
+/* ---- into the reply
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 static enum kvp_status indices_reply(struct kvp_core *core, struct turn *turn, const struct batch_indices *batch)
 {
@@ -163,11 +167,13 @@ static enum kvp_status indices_reply(struct kvp_core *core, struct turn *turn, c
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- into a buffer --------------------------------------------------------------------------------------------------------------------- */
+/* ---- into a buffer
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
 static enum kvp_status check_outputs(struct kvp_core *core, const struct buffer_state *buffer,
-                                     const uint64_t offsets[OUTPUTS], uint32_t wanted, const struct batch_indices *batch,
-                                     uint64_t pages)
+                                     const uint64_t offsets[OUTPUTS], uint32_t wanted,
+                                     const struct batch_indices *batch, uint64_t pages)
 {
     static const char *const names[OUTPUTS] = {"batch_indices", "positions",        "slots",   "kv_indptr",
                                                "kv_indices",    "kv_last_page_len", "seq_lens"};
@@ -208,10 +214,10 @@ static enum kvp_status fill_job(struct kvp_core *core, const Kvpool__V1__GetBatc
     uint64_t *offsets = core_alloc(core, OUTPUTS, sizeof(*offsets));
     if (offsets == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the job");
-    const uint64_t given[OUTPUTS] = {
-        request->batch_indices_offset, request->positions_offset,  request->slots_offset,
-        request->kv_indptr_offset,     request->kv_indices_offset, request->kv_last_page_len_offset,
-        request->seq_lens_offset};
+    const uint64_t given[OUTPUTS] = {request->batch_indices_offset, request->positions_offset,
+                                     request->slots_offset,         request->kv_indptr_offset,
+                                     request->kv_indices_offset,    request->kv_last_page_len_offset,
+                                     request->seq_lens_offset};
     memcpy(offsets, given, sizeof(given));
     job->wanted = request->wanted != 0 ? request->wanted : WANTED_DEFAULT;
     TRY(check_outputs(core, buffer, offsets, job->wanted, batch, csr.n_indices));

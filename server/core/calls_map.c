@@ -10,7 +10,8 @@
  */
 #include "op.h"
 
-/* ---- Attach: checks -------------------------------------------------------------------------------------------------------- */
+/* ---- Attach: checks
+ * -------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status check_expectations(struct kvp_core *core, const struct pool_state *pool,
                                           const Kvpool__V1__AttachRequest *request)
@@ -42,10 +43,11 @@ static enum kvp_status check_door(struct kvp_core *core, const struct turn *turn
 {
     if (turn->call->caller.door == KVP_DOOR_SOCKET || pool->legacy)
         return KVP_OK;
-    return core_refuse(core, KVP_EINVAL,
-                       "Attach to pool \"%s\" needs the session socket: gRPC can pass no fds; on a GPU, a pool with memory "
-                       "MEMORY_LEGACY_IPC can be attached to over gRPC",
-                       pool->spec->name);
+    return core_refuse(
+        core, KVP_EINVAL,
+        "Attach to pool \"%s\" needs the session socket: gRPC can pass no fds; on a GPU, a pool with memory "
+        "MEMORY_LEGACY_IPC can be attached to over gRPC",
+        pool->spec->name);
 }
 
 /* The attachment whose group is joined; KVP_NONE: none. */
@@ -67,7 +69,8 @@ static enum kvp_status find_group(struct kvp_core *core, const struct turn *turn
     return KVP_OK;
 }
 
-/* ---- Attach: what is obtained ------------------------------------------------------------------------------------------------ */
+/* ---- Attach: what is obtained
+ * ------------------------------------------------------------------------------------------------ */
 
 /* The session's attachment, made if there is none; a group can only be joined by a new one. */
 static enum kvp_status obtain_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
@@ -190,7 +193,9 @@ enum kvp_status call_attach(struct kvp_core *core, struct turn *turn)
     return attach_reply(core, turn, pool, attachment);
 }
 
-/* ---- Detach -------------------------------------------------------------------------------------------------------------------- */
+/* ---- Detach
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 /* A transfer of its own under way is ended by a value of its timelines: they must stay its. */
 static bool awaited_by_transfers(struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
@@ -233,7 +238,9 @@ enum kvp_status call_detach(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- buffers -------------------------------------------------------------------------------------------------------------------- */
+/* ---- buffers
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 enum kvp_status core_buffer(struct kvp_core *core, struct kvp_session_id session, uint32_t buffer,
                             struct buffer_state **ret_buffer)

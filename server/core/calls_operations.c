@@ -1,12 +1,13 @@
 /**
- * Operations: what there is (GetStats), whether the ledger is sound (Audit), and the operator's word that a dead writer is
- * gone where nothing here can prove it (ReleaseQuarantine).
+ * Operations: what there is (GetStats), whether the ledger is sound (Audit), and the operator's word that a dead writer
+ * is gone where nothing here can prove it (ReleaseQuarantine).
  */
 #include "op.h"
 
 #include <stdio.h>
 
-/* ---- GetStats ---------------------------------------------------------------------------------------------------------------- */
+/* ---- GetStats
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status stat_pools(struct kvp_core *core, Kvpool__V1__GetStatsReply *reply)
 {
@@ -109,10 +110,12 @@ enum kvp_status call_get_stats(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- Audit ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- Audit
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
 
-#define VIOLATIONS_SHOWN     64
-#define VIOLATION_BYTES_MAX  256
+#define VIOLATIONS_SHOWN    64
+#define VIOLATION_BYTES_MAX 256
 
 struct violations {
     char *texts[VIOLATIONS_SHOWN];
@@ -148,7 +151,8 @@ enum kvp_status call_audit(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- ReleaseQuarantine -------------------------------------------------------------------------------------------------------------- */
+/* ---- ReleaseQuarantine
+ * -------------------------------------------------------------------------------------------------------------- */
 
 static uint64_t held_pages(const struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
 {

@@ -30,7 +30,8 @@ static uint64_t timelines_bytes(void)
     return (uint64_t)KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX * sizeof(struct kvp_timeline);
 }
 
-/* ---- giving back ---------------------------------------------------------------------------------------------------------- */
+/* ---- giving back
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static void drop_slab(struct kvp_core *core, const struct making *making, uint32_t rank)
 {
@@ -52,7 +53,8 @@ static void undo_making(struct kvp_core *core, struct op *op)
     core_spec_free(making->spec);
 }
 
-/* ---- stages --------------------------------------------------------------------------------------------------------------- */
+/* ---- stages
+ * --------------------------------------------------------------------------------------------------------------- */
 
 /* A pool of that name: the same is answered, another is refused. KVP_ENOENT: there is none. */
 static enum kvp_status answer_existing(struct kvp_core *core, struct turn *turn, const Kvpool__V1__PoolSpec *filled)
@@ -173,8 +175,8 @@ static enum kvp_status ask_slab(struct kvp_core *core, struct turn *turn)
     op->executor = slab->executor;
     op->arrived = slab_arrived;
     enum kvp_status status = core_wait(core, turn, WAIT_REPLY, op->serial);
-    core_exec_send(core, slab->executor, KVPOOL__V1__METHOD__METHOD_EXEC_SLAB_CREATE,
-                   EXEC_TAG(TAG_CREATE, op->serial), &request.base, NULL, 0);
+    core_exec_send(core, slab->executor, KVPOOL__V1__METHOD__METHOD_EXEC_SLAB_CREATE, EXEC_TAG(TAG_CREATE, op->serial),
+                   &request.base, NULL, 0);
     return status;
 }
 
@@ -199,7 +201,8 @@ static enum kvp_status need_slabs(struct kvp_core *core, struct turn *turn)
     return core_wait(core, turn, WAIT_THING, op->serial);
 }
 
-/* ---- the transaction --------------------------------------------------------------------------------------------------------- */
+/* ---- the transaction
+ * --------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status commit_pool(struct kvp_core *core, struct turn *turn, const struct making *making,
                                    const struct kvp_pool_geometry *geometry, const uint8_t *blob, size_t blob_bytes)
@@ -325,7 +328,8 @@ enum kvp_status call_create_pool(struct kvp_core *core, struct turn *turn)
     return answer_existing(core, turn, filled);
 }
 
-/* ---- DescribePool, ListPools, DeletePool ------------------------------------------------------------------------------------------ */
+/* ---- DescribePool, ListPools, DeletePool
+ * ------------------------------------------------------------------------------------------ */
 
 enum kvp_status call_describe_pool(struct kvp_core *core, struct turn *turn)
 {
@@ -356,10 +360,11 @@ static enum kvp_status refuse_busy(struct kvp_core *core, const struct pool_stat
 {
     struct kvp_pool_view view;
     TRY(kvp_pool_get(core->ledger, pool->id, &view));
-    return core_refuse(core, KVP_EBUSY,
-                       "pool: \"%s\" has %u sessions attached, %u sequences open, %u whose pages are not back yet, or work "
-                       "under way",
-                       pool->spec->name, view.attachments, view.open_sequences, view.retiring_sequences);
+    return core_refuse(
+        core, KVP_EBUSY,
+        "pool: \"%s\" has %u sessions attached, %u sequences open, %u whose pages are not back yet, or work "
+        "under way",
+        pool->spec->name, view.attachments, view.open_sequences, view.retiring_sequences);
 }
 
 enum kvp_status call_delete_pool(struct kvp_core *core, struct turn *turn)

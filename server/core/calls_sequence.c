@@ -1,9 +1,9 @@
 /**
  * Sequences: opened by key, given room, forked, handed over, closed, listed.
  *
- * Each call is one ledger transaction over its whole batch; only the folding of progress words comes before, and publishing
- * after it. What a call asks for is a state: a key that is open, room that is there, a child that exists, an owner that
- * is the one wanted, a handle that is closed. So a repeat finds it done.
+ * Each call is one ledger transaction over its whole batch; only the folding of progress words comes before, and
+ * publishing after it. What a call asks for is a state: a key that is open, room that is there, a child that exists, an
+ * owner that is the one wanted, a handle that is closed. So a repeat finds it done.
  */
 #include "op.h"
 
@@ -52,7 +52,8 @@ static enum kvp_status columns(struct kvp_core *core, const struct kvp_seq_view 
     return KVP_OK;
 }
 
-/* ---- OpenSequences --------------------------------------------------------------------------------------------------------- */
+/* ---- OpenSequences
+ * --------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status open_all(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
                                 const Kvpool__V1__OpenSequencesRequest *request, struct kvp_seq_view *views)
@@ -60,11 +61,10 @@ static enum kvp_status open_all(struct kvp_core *core, struct turn *turn, struct
     uint32_t attachment;
     TRY(core_attachment(core, turn, pool, true, &attachment));
     for (size_t i = 0; i < request->n_keys; i++) {
-        enum kvp_status status =
-            kvp_seq_by_key(core->ledger, pool->id, attachment, request->keys[i], &views[i].id);
+        enum kvp_status status = kvp_seq_by_key(core->ledger, pool->id, attachment, request->keys[i], &views[i].id);
         if (status == KVP_ENOENT)
-            status = kvp_seq_open(core->ledger, pool->id, attachment, request->keys[i], request->durable != 0,
-                                  &views[i].id);
+            status =
+                kvp_seq_open(core->ledger, pool->id, attachment, request->keys[i], request->durable != 0, &views[i].id);
         if (status == KVP_ELIMIT)
             core_refuse(core, status, "keys[%zu]: all %u rows of pool \"%s\" are in use", i, pool->spec->max_sequences,
                         pool->spec->name);
@@ -106,7 +106,8 @@ enum kvp_status call_open_sequences(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- Advance --------------------------------------------------------------------------------------------------------------- */
+/* ---- Advance
+ * --------------------------------------------------------------------------------------------------------------- */
 
 static uint32_t pages_for(const struct pool_state *pool, uint32_t tokens)
 {
@@ -155,9 +156,8 @@ static enum kvp_status advance_all(struct kvp_core *core, struct turn *turn, str
         if (cuts && !pool->host && after[i].value == 0)
             return core_refuse(core, KVP_EINVAL,
                                "after: seqs[%zu] gives up pages; on a GPU that needs a timeline value", i);
-        enum kvp_status status =
-            kvp_seq_reserve(core->ledger, pool->id, views[i].id, request->reserved[i], request->truncate != 0,
-                            after[i], &short_pages);
+        enum kvp_status status = kvp_seq_reserve(core->ledger, pool->id, views[i].id, request->reserved[i],
+                                                 request->truncate != 0, after[i], &short_pages);
         if (status == KVP_OK && request->n_written != 0)
             status = kvp_seq_observe(core->ledger, pool->id, views[i].id, request->written[i], &changed);
         if (status == KVP_ENOPAGES)
@@ -219,7 +219,9 @@ enum kvp_status call_advance(struct kvp_core *core, struct turn *turn)
     return advance_reply(core, turn, views, request->n_seqs);
 }
 
-/* ---- Fork ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- Fork
+ * ----------------------------------------------------------------------------------------------------------------------
+ */
 
 static enum kvp_status fork_all(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
                                 const Kvpool__V1__ForkRequest *request, const struct kvp_seq_view *parents,
@@ -312,7 +314,9 @@ enum kvp_status call_fork(struct kvp_core *core, struct turn *turn)
     return fork_reply(core, turn, children, n);
 }
 
-/* ---- Transfer -------------------------------------------------------------------------------------------------------------------- */
+/* ---- Transfer
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 static enum kvp_status find_receiver(struct kvp_core *core, const struct turn *turn, const struct pool_state *pool,
                                      uint64_t to, uint32_t *ret_attachment)
@@ -326,8 +330,8 @@ static enum kvp_status find_receiver(struct kvp_core *core, const struct turn *t
     if (kvp_attachment_of(core->ledger, pool->id, session.id, ret_attachment) != KVP_OK ||
         kvp_attachment_get(core->ledger, pool->id, *ret_attachment, &view) != KVP_OK ||
         view.state != KVP_ATTACHMENT_LIVE)
-        return core_refuse(core, KVP_ENOENT, "to: session %#llx is not attached to pool \"%s\"",
-                           (unsigned long long)to, pool->spec->name);
+        return core_refuse(core, KVP_ENOENT, "to: session %#llx is not attached to pool \"%s\"", (unsigned long long)to,
+                           pool->spec->name);
     return KVP_OK;
 }
 
@@ -342,8 +346,9 @@ static enum kvp_status check_transfer(struct kvp_core *core, const Kvpool__V1__T
             return core_refuse(core, KVP_EINVAL, "tokens[%zu]: %u, but %u are reserved", i, request->tokens[i],
                                views[i].reserved);
         if (request->value == 0 && request->tokens[i] > views[i].written)
-            return core_refuse(core, KVP_EINVAL, "tokens[%zu]: %u, but %u are written, and no value is to be waited for",
-                               i, request->tokens[i], views[i].written);
+            return core_refuse(core, KVP_EINVAL,
+                               "tokens[%zu]: %u, but %u are written, and no value is to be waited for", i,
+                               request->tokens[i], views[i].written);
     }
     return KVP_OK;
 }
@@ -407,7 +412,8 @@ enum kvp_status call_transfer(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- CloseSequences ---------------------------------------------------------------------------------------------------------------- */
+/* ---- CloseSequences
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 /* The handles that are still open; one of another generation, or closed, is fine. */
 static size_t still_open(struct kvp_core *core, const struct pool_state *pool,
@@ -432,8 +438,8 @@ static enum kvp_status close_all(struct kvp_core *core, struct pool_state *pool,
     bool needs_after = view.needs_after && view.state == KVP_POOL_LIVE;
     for (size_t k = 0; k < n; k++) {
         if (needs_after && after[index[k]].value == 0 && views[k].row_pages != 0)
-            return core_refuse(core, KVP_EINVAL, "after: seqs[%zu] has pages; on a GPU closing it needs a timeline value",
-                               index[k]);
+            return core_refuse(core, KVP_EINVAL,
+                               "after: seqs[%zu] has pages; on a GPU closing it needs a timeline value", index[k]);
         enum kvp_status status = kvp_seq_close(core->ledger, pool->id, views[k].id, after[index[k]]);
         if (status == KVP_ESTALE)
             continue; /* it stands in the batch twice */
@@ -479,7 +485,9 @@ enum kvp_status call_close_sequences(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- ListSequences ------------------------------------------------------------------------------------------------------------------- */
+/* ---- ListSequences
+ * -------------------------------------------------------------------------------------------------------------------
+ */
 
 static uint32_t state_of(struct kvp_core *core, struct pool_state *pool, const struct kvp_seq_view *view)
 {

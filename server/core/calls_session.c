@@ -1,6 +1,6 @@
 /**
- * Sessions: opened by connecting or by OpenSession, kept by calls, ended by CloseSession; and the claim on what a dead one
- * left.
+ * Sessions: opened by connecting or by OpenSession, kept by calls, ended by CloseSession; and the claim on what a dead
+ * one left.
  *
  * The token of a session by lease is 128 random bits as 32 hexadecimal digits; the resume secret is 16 random bytes. A
  * claim takes the durable sequences of the dead session whose secret it shows, in one transaction with the new session:
@@ -57,7 +57,8 @@ enum kvp_status kvp_core_connect(struct kvp_core *core, const struct kvp_caller 
     return KVP_OK;
 }
 
-/* ---- claims ---------------------------------------------------------------------------------------------------------------- */
+/* ---- claims
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 /* The ENDING session with that secret, compared in constant time; of the same user. */
 static enum kvp_status find_claimed(struct kvp_core *core, const ProtobufCBinaryData *secret, uint32_t uid,
@@ -153,7 +154,8 @@ static void claim_publish(struct kvp_core *core, struct kvp_session_id session)
     }
 }
 
-/* ---- OpenSession -------------------------------------------------------------------------------------------------------------- */
+/* ---- OpenSession
+ * -------------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status fill_spec(struct kvp_core *core, const struct turn *turn,
                                  const Kvpool__V1__OpenSessionRequest *request, struct kvp_session_spec *ret_spec)
@@ -222,7 +224,8 @@ enum kvp_status call_open_session(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- KeepAlive, CloseSession ----------------------------------------------------------------------------------------------------- */
+/* ---- KeepAlive, CloseSession
+ * ----------------------------------------------------------------------------------------------------- */
 
 enum kvp_status call_keep_alive(struct kvp_core *core, struct turn *turn)
 {

@@ -11,9 +11,9 @@
  *   it mapped nothing (no Attach)        at once
  *   the pool's memory is lost            at once
  *   a host pool                          its pidfd fired
- *   a GPU's                              its pidfd fired, and NVML, which listed the process while it lived, lists it no
- *                                        more in a listing asked for after that
- *   a session by lease that attached     when ReleaseQuarantine says so: nothing here proves who mapped the pool
+ *   a GPU's                              its pidfd fired, and NVML, which listed the process while it lived, lists it
+ * no more in a listing asked for after that a session by lease that attached     when ReleaseQuarantine says so:
+ * nothing here proves who mapped the pool
  */
 #include "op.h"
 
@@ -21,9 +21,10 @@
 #define ASK_SEEN_MS       500u   /* between the first questions whether NVML lists a process */
 #define ASK_SEEN_LATER_MS 30000u /* … and after that */
 #define ASK_SEEN_OFTEN    20u
-#define RELEASE_SLICE     256u   /* sequences a tick and attachment */
+#define RELEASE_SLICE     256u /* sequences a tick and attachment */
 
-/* ---- leases ---------------------------------------------------------------------------------------------------------------- */
+/* ---- leases
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 void core_lease_renew(struct kvp_core *core, const struct kvp_session_view *session)
 {
@@ -66,7 +67,8 @@ static void leases_tick(struct kvp_core *core)
     core_due(core, core->lease_check_ms);
 }
 
-/* ---- the end ----------------------------------------------------------------------------------------------------------------- */
+/* ---- the end
+ * ----------------------------------------------------------------------------------------------------------------- */
 
 static void session_gone(struct kvp_core *core, struct kvp_session_id session)
 {
@@ -125,7 +127,9 @@ void kvp_core_process_ended(struct kvp_core *core, struct kvp_session_id session
     core_settle(core);
 }
 
-/* ---- quiet --------------------------------------------------------------------------------------------------------------------- */
+/* ---- quiet
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
 static bool listed(const struct executor *executor, uint32_t pid)
 {
@@ -227,7 +231,9 @@ static void seen_tick(struct kvp_core *core)
     }
 }
 
-/* ---- release --------------------------------------------------------------------------------------------------------------------- */
+/* ---- release
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
 void core_joined_count(struct kvp_core *core, struct pool_state *pool)
 {

@@ -8,8 +8,8 @@
  *     └──────────────── gone ◄──────────────────┴─────────────────┘
  *
  * One a device. What an executor was given is counted by its `starts`: a slab, a buffer or a job that was given to an
- * earlier start is given again before it is used. One that ends KVP_EXEC_ATTEMPTS times in a row without a hello is left
- * alone for a while, longer each time; who needs it meanwhile is told KVP_ENODEV and why.
+ * earlier start is given again before it is used. One that ends KVP_EXEC_ATTEMPTS times in a row without a hello is
+ * left alone for a while, longer each time; who needs it meanwhile is told KVP_ENODEV and why.
  *
  * Memory for legacy handles is the executor's own: with it, those pools are lost.
  */
@@ -26,7 +26,8 @@ static void copy_text(char *to, size_t bytes, const char *from)
     snprintf(to, bytes, "%s", from);
 }
 
-/* ---- finding, starting --------------------------------------------------------------------------------------------------- */
+/* ---- finding, starting
+ * --------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_exec_slot(struct kvp_core *core, const char *device, uint32_t *ret_executor)
 {
@@ -99,7 +100,8 @@ void core_exec_send(struct kvp_core *core, uint32_t executor, uint16_t method, u
     core->act->exec_send(core->ctx, executor, method, tag, body, things, n_things);
 }
 
-/* ---- the end of one -------------------------------------------------------------------------------------------------------- */
+/* ---- the end of one
+ * -------------------------------------------------------------------------------------------------------- */
 
 static void lose_pool(struct kvp_core *core, struct pool_state *pool, const char *why)
 {
@@ -168,7 +170,8 @@ void core_exec_tick(struct kvp_core *core)
     }
 }
 
-/* ---- answers ------------------------------------------------------------------------------------------------------------------ */
+/* ---- answers
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 static const char *error_text(enum kvp_status status, const struct kvp_message *message)
 {
@@ -186,8 +189,9 @@ static void said_hello(struct kvp_core *core, uint32_t slot, enum kvp_status sta
     if (status != KVP_OK || hello->base.descriptor != &kvpool__v1__exec_hello_reply__descriptor)
         snprintf(executor->why, sizeof(executor->why), "%s", error_text(status, message));
     else if (hello->abi_version != KVP_ABI_VERSION || hello->n_devices == 0)
-        snprintf(executor->why, sizeof(executor->why), "it is of ABI version %u, this daemon of %u, and has %zu devices",
-                 hello->abi_version, KVP_ABI_VERSION, hello->n_devices);
+        snprintf(executor->why, sizeof(executor->why),
+                 "it is of ABI version %u, this daemon of %u, and has %zu devices", hello->abi_version, KVP_ABI_VERSION,
+                 hello->n_devices);
     else {
         executor->state = EXECUTOR_READY;
         executor->failures = 0;
@@ -237,7 +241,8 @@ static void adopted(struct kvp_core *core, uint64_t low, enum kvp_status status,
 static void recalled(struct kvp_core *core, uint64_t low, enum kvp_status status, const struct kvp_message *message)
 {
     uint32_t pool_slot = (uint32_t)(low >> 8), rank = (uint32_t)low & 0xff;
-    if (pool_slot >= KVP_POOLS_MAX || core->pools[pool_slot].id.generation == 0 || rank >= core->pools[pool_slot].n_slabs)
+    if (pool_slot >= KVP_POOLS_MAX || core->pools[pool_slot].id.generation == 0 ||
+        rank >= core->pools[pool_slot].n_slabs)
         return;
     struct pool_state *pool = &core->pools[pool_slot];
     const Kvpool__V1__ExecSlabCreateReply *reply = (const Kvpool__V1__ExecSlabCreateReply *)message->body;
@@ -274,8 +279,7 @@ static void op_answered(struct kvp_core *core, uint64_t serial, enum kvp_status 
         op->arrived(core, op, message);
 }
 
-void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_status status,
-                         struct kvp_message *message)
+void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_status status, struct kvp_message *message)
 {
     if (executor >= KVP_GPUS_MAX || core->executors[executor].state == EXECUTOR_IDLE)
         return;
@@ -306,7 +310,8 @@ void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_stat
     core_settle(core);
 }
 
-/* ---- what executors are given, and forget ---------------------------------------------------------------------------------------- */
+/* ---- what executors are given, and forget
+ * ---------------------------------------------------------------------------------------- */
 
 enum kvp_status core_exec_adopt(struct kvp_core *core, struct pool_state *pool, uint32_t rank)
 {
@@ -356,8 +361,8 @@ void core_exec_drop_buffer(struct kvp_core *core, struct kvp_session_id session,
     request.buffer = buffer;
     for (uint32_t i = 0; i < KVP_GPUS_MAX; i++) {
         if (core->executors[i].state == EXECUTOR_READY)
-            core_exec_send(core, i, KVPOOL__V1__METHOD__METHOD_EXEC_BUFFER_DROP, EXEC_TAG(TAG_FORGET, 0),
-                           &request.base, NULL, 0);
+            core_exec_send(core, i, KVPOOL__V1__METHOD__METHOD_EXEC_BUFFER_DROP, EXEC_TAG(TAG_FORGET, 0), &request.base,
+                           NULL, 0);
     }
 }
 

@@ -1,12 +1,12 @@
 /**
  * What streams report: progress words, timelines; and what follows when they do.
  *
- * A worker's stream stores {version, tokens} into its progress page behind its append kernels. The core looks when it is
- * asked something, and when a session ends; never when idle. A word of another version than the row's is ignored, one
- * over `reserved` is clamped by the ledger. With tensor parallelism the least of the group's words counts.
+ * A worker's stream stores {version, tokens} into its progress page behind its append kernels. The core looks when it
+ * is asked something, and when a session ends; never when idle. A word of another version than the row's is ignored,
+ * one over `reserved` is clamped by the ledger. With tensor parallelism the least of the group's words counts.
  *
- * Every tick while something waits: rows that retire, transfers under way (`pending`: a list of slots, whose entries may
- * be stale), rows to reclaim, a slice a tick.
+ * Every tick while something waits: rows that retire, transfers under way (`pending`: a list of slots, whose entries
+ * may be stale), rows to reclaim, a slice a tick.
  */
 #include "op.h"
 
@@ -22,7 +22,8 @@ static bool timeline_in_error(const struct pool_state *pool, uint32_t timeline)
     return __atomic_load_n(&pool->timelines[timeline].error, __ATOMIC_ACQUIRE) != 0;
 }
 
-/* ---- progress words ----------------------------------------------------------------------------------------------------- */
+/* ---- progress words
+ * ----------------------------------------------------------------------------------------------------- */
 
 /* @return false: the attachment has no progress page */
 static bool word_of(const struct pool_state *pool, uint32_t attachment, const struct kvp_seq_view *view,
@@ -45,8 +46,8 @@ static uint32_t group_tokens(const struct kvp_core *core, const struct pool_stat
     if (kvp_attachment_get(core->ledger, pool->id, view->attachment, &owner) != KVP_OK)
         return 0;
     for (uint32_t i = 0; i < KVP_ATTACHMENTS_MAX; i++) {
-        if (pool->attachments[i].progress == NULL ||
-            kvp_attachment_get(core->ledger, pool->id, i, &member) != KVP_OK || member.leader != owner.leader)
+        if (pool->attachments[i].progress == NULL || kvp_attachment_get(core->ledger, pool->id, i, &member) != KVP_OK ||
+            member.leader != owner.leader)
             continue;
         if (word_of(pool, i, view, &tokens) && tokens < least)
             least = tokens;
@@ -116,7 +117,8 @@ void core_fold_attachment(struct kvp_core *core, struct pool_state *pool, uint32
     }
 }
 
-/* ---- transfers under way --------------------------------------------------------------------------------------------------- */
+/* ---- transfers under way
+ * --------------------------------------------------------------------------------------------------- */
 
 void core_pending_add(struct kvp_core *core, struct pool_state *pool, uint32_t slot)
 {
@@ -164,7 +166,8 @@ static void pending_cancel(struct kvp_core *core, struct pool_state *pool, uint3
     }
 }
 
-/* ---- the way back ------------------------------------------------------------------------------------------------------------ */
+/* ---- the way back
+ * ------------------------------------------------------------------------------------------------------------ */
 
 static void retiring_tick(struct kvp_core *core, struct pool_state *pool)
 {
@@ -222,7 +225,8 @@ void core_pool_tick(struct kvp_core *core, struct pool_state *pool)
         core_reclaim_slice(core, pool);
 }
 
-/* ---- the end of a timeline ----------------------------------------------------------------------------------------------------- */
+/* ---- the end of a timeline
+ * ----------------------------------------------------------------------------------------------------- */
 
 /*
  * Streams of others may wait for values that are not known here: so the value moves by more than any distance between a

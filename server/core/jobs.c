@@ -6,8 +6,8 @@
  *     └─────────┘ its executor died: sent to the next one, KVP_JOB_ATTEMPTS times
  *
  * Jobs of one attachment tell their ends on one timeline, in rising order. An executor keeps the order of what it was
- * given; so a job waits while an earlier one of its timeline is with another executor. The value of a failed job is written
- * when none of its timeline is open any more: an earlier one must not seem done by it.
+ * given; so a job waits while an earlier one of its timeline is with another executor. The value of a failed job is
+ * written when none of its timeline is open any more: an earlier one must not seem done by it.
  */
 #include "op.h"
 
@@ -61,7 +61,8 @@ bool core_session_has_jobs(const struct kvp_core *core, struct kvp_session_id se
     return false;
 }
 
-/* ---- taking ---------------------------------------------------------------------------------------------------------------- */
+/* ---- taking
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const Kvpool__V1__ExecJobRequest *request)
 {
@@ -100,7 +101,9 @@ void core_job_forget(struct kvp_core *core, struct kvp_job_id id)
     core->unsent_jobs--;
 }
 
-/* ---- ends -------------------------------------------------------------------------------------------------------------------- */
+/* ---- ends
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Only where no executor writes any more. */
 static void write_late(struct kvp_core *core)
@@ -231,7 +234,8 @@ void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor)
     }
 }
 
-/* ---- an earlier daemon's ------------------------------------------------------------------------------------------------------ */
+/* ---- an earlier daemon's
+ * ------------------------------------------------------------------------------------------------------ */
 
 bool core_jobs_ask(struct kvp_core *core)
 {
@@ -282,7 +286,8 @@ void core_jobs_asked(struct kvp_core *core)
     }
 }
 
-/* ---- sending ------------------------------------------------------------------------------------------------------------------ */
+/* ---- sending
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 /* An earlier job of the same timeline must be with the same executor, or ended. */
 static bool its_turn(const struct kvp_core *core, const struct job_state *job)
@@ -308,8 +313,7 @@ static enum kvp_status send_job(struct kvp_core *core, struct job_state *job)
         if (buffer->imported[job->executor] != executor->starts)
             core_buffer_import(core, job->executor, job->session, job->buffer, buffer, EXEC_TAG(TAG_IMPORT, 0));
     }
-    Kvpool__V1__ExecJobRequest *request =
-        kvpool__v1__exec_job_request__unpack(NULL, job->packed_bytes, job->packed);
+    Kvpool__V1__ExecJobRequest *request = kvpool__v1__exec_job_request__unpack(NULL, job->packed_bytes, job->packed);
     if (request == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory to send a job of %zu bytes", job->packed_bytes);
     /* an executor may have died between the value and its answer, and later values may be there: it must not fall */

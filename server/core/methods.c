@@ -1,6 +1,6 @@
 /**
- * The one table of calls: what both doors know of a method, and who carries it out; and what is the same for all of them:
- * whose call it is, whether it was made before.
+ * The one table of calls: what both doors know of a method, and who carries it out; and what is the same for all of
+ * them: whose call it is, whether it was made before.
  */
 #include "op.h"
 
@@ -13,38 +13,38 @@ struct entry {
 };
 
 /* X(NUMBER, Name, lower_name, changes, over_tcp, needs_session) */
-#define CALLS(X)                                                                           \
-    X(OPEN_SESSION, OpenSession, open_session, false, true, false)                         \
-    X(KEEP_ALIVE, KeepAlive, keep_alive, false, true, true)                                \
-    X(CLOSE_SESSION, CloseSession, close_session, true, true, true)                        \
-    X(CREATE_POOL, CreatePool, create_pool, true, false, false)                            \
-    X(DESCRIBE_POOL, DescribePool, describe_pool, false, true, false)                      \
-    X(LIST_POOLS, ListPools, list_pools, false, true, false)                               \
-    X(DELETE_POOL, DeletePool, delete_pool, true, false, false)                            \
-    X(ATTACH, Attach, attach, true, false, true)                                           \
-    X(DETACH, Detach, detach, true, true, true)                                            \
-    X(REGISTER_BUFFER, RegisterBuffer, register_buffer, true, false, true)                 \
-    X(UNREGISTER_BUFFER, UnregisterBuffer, unregister_buffer, true, false, true)           \
-    X(OPEN_SEQUENCES, OpenSequences, open_sequences, true, true, true)                     \
-    X(LIST_SEQUENCES, ListSequences, list_sequences, false, true, false)                   \
-    X(ADVANCE, Advance, advance, true, true, true)                                         \
-    X(APPEND, Append, append, true, true, true)                                            \
-    X(FORK, Fork, fork, true, true, true)                                                  \
-    X(TRANSFER, Transfer, transfer, true, true, true)                                      \
-    X(CLOSE_SEQUENCES, CloseSequences, close_sequences, true, true, true)                  \
-    X(GET_SEQ_LENS, GetSeqLens, get_seq_lens, false, true, false)                          \
-    X(GET_PAGE_TABLE, GetPageTable, get_page_table, false, true, false)                    \
-    X(GET_BATCH_INDICES, GetBatchIndices, get_batch_indices, false, true, false)           \
-    X(GET_STATS, GetStats, get_stats, false, true, false)                                  \
-    X(AUDIT, Audit, audit, false, true, false)                                             \
+#define CALLS(X)                                                                                                       \
+    X(OPEN_SESSION, OpenSession, open_session, false, true, false)                                                     \
+    X(KEEP_ALIVE, KeepAlive, keep_alive, false, true, true)                                                            \
+    X(CLOSE_SESSION, CloseSession, close_session, true, true, true)                                                    \
+    X(CREATE_POOL, CreatePool, create_pool, true, false, false)                                                        \
+    X(DESCRIBE_POOL, DescribePool, describe_pool, false, true, false)                                                  \
+    X(LIST_POOLS, ListPools, list_pools, false, true, false)                                                           \
+    X(DELETE_POOL, DeletePool, delete_pool, true, false, false)                                                        \
+    X(ATTACH, Attach, attach, true, false, true)                                                                       \
+    X(DETACH, Detach, detach, true, true, true)                                                                        \
+    X(REGISTER_BUFFER, RegisterBuffer, register_buffer, true, false, true)                                             \
+    X(UNREGISTER_BUFFER, UnregisterBuffer, unregister_buffer, true, false, true)                                       \
+    X(OPEN_SEQUENCES, OpenSequences, open_sequences, true, true, true)                                                 \
+    X(LIST_SEQUENCES, ListSequences, list_sequences, false, true, false)                                               \
+    X(ADVANCE, Advance, advance, true, true, true)                                                                     \
+    X(APPEND, Append, append, true, true, true)                                                                        \
+    X(FORK, Fork, fork, true, true, true)                                                                              \
+    X(TRANSFER, Transfer, transfer, true, true, true)                                                                  \
+    X(CLOSE_SEQUENCES, CloseSequences, close_sequences, true, true, true)                                              \
+    X(GET_SEQ_LENS, GetSeqLens, get_seq_lens, false, true, false)                                                      \
+    X(GET_PAGE_TABLE, GetPageTable, get_page_table, false, true, false)                                                \
+    X(GET_BATCH_INDICES, GetBatchIndices, get_batch_indices, false, true, false)                                       \
+    X(GET_STATS, GetStats, get_stats, false, true, false)                                                              \
+    X(AUDIT, Audit, audit, false, true, false)                                                                         \
     X(RELEASE_QUARANTINE, ReleaseQuarantine, release_quarantine, true, false, false)
 
-#define METHOD(NUMBER, Name, lower, changes_, over_tcp_, needs)              \
-    {.number = KVPOOL__V1__METHOD__METHOD_##NUMBER,                          \
-     .name = #Name,                                                          \
-     .request = &kvpool__v1__##lower##_request__descriptor,                  \
-     .reply = &kvpool__v1__##lower##_reply__descriptor,                      \
-     .changes = (changes_),                                                  \
+#define METHOD(NUMBER, Name, lower, changes_, over_tcp_, needs)                                                        \
+    {.number = KVPOOL__V1__METHOD__METHOD_##NUMBER,                                                                    \
+     .name = #Name,                                                                                                    \
+     .request = &kvpool__v1__##lower##_request__descriptor,                                                            \
+     .reply = &kvpool__v1__##lower##_reply__descriptor,                                                                \
+     .changes = (changes_),                                                                                            \
      .over_tcp = (over_tcp_)},
 const struct kvp_method kvp_methods[] = {CALLS(METHOD)};
 const unsigned kvp_method_count = sizeof(kvp_methods) / sizeof(kvp_methods[0]);
@@ -52,9 +52,10 @@ const unsigned kvp_method_count = sizeof(kvp_methods) / sizeof(kvp_methods[0]);
 #define ENTRY(NUMBER, Name, lower, changes_, over_tcp_, needs) {.handle = call_##lower, .needs_session = (needs)},
 static const struct entry entries[] = {CALLS(ENTRY)};
 
-#define HEAD(NUMBER, Name, lower, changes_, over_tcp_, needs)                                                 \
-    static_assert(offsetof(Kvpool__V1__##Name##Request, session) == offsetof(struct request_head, session) && \
-                      offsetof(Kvpool__V1__##Name##Request, call_id) == offsetof(struct request_head, call_id), #Name);
+#define HEAD(NUMBER, Name, lower, changes_, over_tcp_, needs)                                                          \
+    static_assert(offsetof(Kvpool__V1__##Name##Request, session) == offsetof(struct request_head, session) &&          \
+                      offsetof(Kvpool__V1__##Name##Request, call_id) == offsetof(struct request_head, call_id),        \
+                  #Name);
 CALLS(HEAD)
 
 const struct kvp_method *kvp_method_by_number(uint16_t number)
@@ -76,7 +77,8 @@ handler *core_handler(uint16_t method)
     return kvp_method_by_number(method) == NULL ? NULL : entries[method - 1].handle;
 }
 
-/* ---- whose call ---------------------------------------------------------------------------------------------------------- */
+/* ---- whose call
+ * ---------------------------------------------------------------------------------------------------------- */
 
 static bool parse_token(const char *text, uint64_t ret_token[2])
 {
@@ -128,8 +130,8 @@ static enum kvp_status find_outcome(struct kvp_core *core, struct turn *turn)
         return KVP_OK;
     if (turn->outcome.method != turn->method) {
         const struct kvp_method *used = kvp_method_by_number((uint16_t)turn->outcome.method);
-        return core_refuse(core, KVP_EINVAL, "call_id: %llu was used before, by %s",
-                           (unsigned long long)turn->call_id, used != NULL ? used->name : "another call");
+        return core_refuse(core, KVP_EINVAL, "call_id: %llu was used before, by %s", (unsigned long long)turn->call_id,
+                           used != NULL ? used->name : "another call");
     }
     turn->repeated = true;
     return KVP_OK;

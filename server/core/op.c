@@ -1,13 +1,17 @@
 /**
  * Calls in hand: answering, waiting, running again. See op.h for the life of an op.
  *
- * Invariant: a call is answered once. After core_answer, or a handler's refusal, neither the call nor its op is touched.
+ * Invariant: a call is answered once. After core_answer, or a handler's refusal, neither the call nor its op is
+ * touched.
  */
 #include "op.h"
 
+#include "kill_point.h"
+
 #include <stdio.h>
 
-/* ---- answers --------------------------------------------------------------------------------------------------------- */
+/* ---- answers
+ * --------------------------------------------------------------------------------------------------------- */
 
 static void op_unlink(struct kvp_core *core, struct op *op)
 {
@@ -79,7 +83,8 @@ enum kvp_status core_refuse_plain(struct kvp_core *core, enum kvp_status status,
     return core_refuse(core, status, "%s: %s", what, kvp_status_text(status));
 }
 
-/* ---- waiting ----------------------------------------------------------------------------------------------------------- */
+/* ---- waiting
+ * ----------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_op(struct kvp_core *core, struct turn *turn, struct op **ret_op)
 {
@@ -141,7 +146,8 @@ struct op *core_op_by_serial(struct kvp_core *core, uint64_t serial)
     return NULL;
 }
 
-/* ---- running ----------------------------------------------------------------------------------------------------------- */
+/* ---- running
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static void run(struct kvp_core *core, struct kvp_call *call)
 {
@@ -227,7 +233,8 @@ void core_ops_drop(struct kvp_core *core)
     }
 }
 
-/* ---- things that an op asks for ------------------------------------------------------------------------------------------ */
+/* ---- things that an op asks for
+ * ------------------------------------------------------------------------------------------ */
 
 static void await_thing(struct op *op, struct kvp_thing thing)
 {
@@ -288,7 +295,8 @@ bool core_op_thing_ready(struct kvp_core *core, struct kvp_thing thing, enum kvp
     return false;
 }
 
-/* ---- transactions -------------------------------------------------------------------------------------------------------- */
+/* ---- transactions
+ * -------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_abort(struct kvp_core *core, enum kvp_status status)
 {
@@ -308,5 +316,6 @@ enum kvp_status core_commit(struct kvp_core *core, struct turn *turn, uint64_t v
         }
     }
     kvp_txn_commit(core->ledger);
+    kvp_kill_point(KVP_KILL_AFTER_COMMIT);
     return KVP_OK;
 }

@@ -3,8 +3,8 @@
  *
  *   kvp_core_call ─► handler ─► KVP_OK      it has answered (core_answer)
  *                        │  └─► a status    refused: the text is in the core (core_refuse)
- *                        └────► KVP_WAIT    its op waits for one event; when that comes, the handler runs again from its
- *                                           start, and finds in the op what it has obtained so far
+ *                        └────► KVP_WAIT    its op waits for one event; when that comes, the handler runs again from
+ * its start, and finds in the op what it has obtained so far
  *
  * An op lives from the first wait to the answer, or until the caller is gone; then `undo` gives back what it obtained.
  */
@@ -43,12 +43,12 @@ struct op {
     int stage;
     enum kvp_status result; /* of the last event */
     char text[256];
-    uint32_t executor; /* WAIT_REPLY: whose */
+    uint32_t executor;     /* WAIT_REPLY: whose */
     struct kvp_job_id job; /* WAIT_JOB: its own job, and where that tells its end */
     uint32_t job_timeline;
     uint64_t job_value;
-    void *own;                                             /* the handler's, malloc'ed */
-    void (*undo)(struct kvp_core *core, struct op *op);    /* give back what `own` names; NULL: nothing */
+    void *own;                                          /* the handler's, malloc'ed */
+    void (*undo)(struct kvp_core *core, struct op *op); /* give back what `own` names; NULL: nothing */
     void (*arrived)(struct kvp_core *core, struct op *op, struct kvp_message *message); /* WAIT_REPLY, with KVP_OK */
     /* what it asked the shell for; dropped with the op, unless they have become someone's (n_things = 0) */
     unsigned n_things, things_awaited;
@@ -77,7 +77,8 @@ struct request_head {
     uint64_t call_id;
 };
 
-/* ---- op.c ------------------------------------------------------------------------------------------------------------ */
+/* ---- op.c
+ * ------------------------------------------------------------------------------------------------------------ */
 
 /* Say why. @return status, so that a handler can return at once */
 enum kvp_status core_refuse(struct kvp_core *core, enum kvp_status status, const char *format, ...)
@@ -109,14 +110,16 @@ bool core_op_thing_ready(struct kvp_core *core, struct kvp_thing thing, enum kvp
 /* A thing that this op has; NULL: it has not. */
 const struct op_thing *core_op_thing(const struct op *op, struct kvp_thing thing);
 
-/* ---- transactions of a call --------------------------------------------------------------------------------------------- */
+/* ---- transactions of a call
+ * --------------------------------------------------------------------------------------------- */
 
 /* Remember the outcome, then commit. On failure nothing has changed. */
 enum kvp_status core_commit(struct kvp_core *core, struct turn *turn, uint64_t value0, uint64_t value1);
 /* Abort. @return status */
 enum kvp_status core_abort(struct kvp_core *core, enum kvp_status status);
 
-/* ---- batch.c: sequences that a call names --------------------------------------------------------------------------------- */
+/* ---- batch.c: sequences that a call names
+ * --------------------------------------------------------------------------------- */
 
 enum batch_flags {
     BATCH_OWNED = 1u << 0,    /* each is the caller's */
@@ -151,7 +154,8 @@ struct copies {
 enum kvp_status core_copies(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
                             struct copies *ret_copies);
 
-/* ---- the calls --------------------------------------------------------------------------------------------------------- */
+/* ---- the calls
+ * --------------------------------------------------------------------------------------------------------- */
 
 handler call_open_session, call_keep_alive, call_close_session;
 handler call_create_pool, call_describe_pool, call_list_pools, call_delete_pool;

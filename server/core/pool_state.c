@@ -8,7 +8,7 @@
 #define SLAB_ALIGN_HOST 4096ull
 #define SLAB_ALIGN_CUDA (2ull << 20) /* the granularity of cuMemCreate, so that importers know the size to map */
 
-#define ALIGN_UP(value, align) (((uint64_t)(value) + (align) - 1) / (align) * (align))
+#define ALIGN_UP(value, align) (((uint64_t)(value) + (align)-1) / (align) * (align))
 
 enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvpool__V1__PoolSpec *take_spec)
 {
@@ -78,7 +78,8 @@ enum kvp_status core_pool_live(struct kvp_core *core, const char *name, struct p
     return KVP_OK;
 }
 
-/* ---- DescribePool ------------------------------------------------------------------------------------------------------- */
+/* ---- DescribePool
+ * ------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status plane_layouts(struct kvp_core *core, const struct pool_state *pool,
                                      Kvpool__V1__PoolInfo *ret_info)
@@ -132,8 +133,8 @@ enum kvp_status core_pool_info(struct kvp_core *core, struct pool_state *pool, K
     ret_info->spec = pool->spec;
     ret_info->slab_bytes = pool->slabs[0].bytes != 0 ? pool->slabs[0].bytes : pool->slab_bytes;
     ret_info->page_bytes = pool->page_bytes;
-    ret_info->state = view.state == KVP_POOL_LIVE ? KVPOOL__V1__POOL_STATE__POOL_LIVE
-                                                  : KVPOOL__V1__POOL_STATE__POOL_LOST;
+    ret_info->state =
+        view.state == KVP_POOL_LIVE ? KVPOOL__V1__POOL_STATE__POOL_LIVE : KVPOOL__V1__POOL_STATE__POOL_LOST;
     ret_info->pool_id = ID_WORD(pool->id);
     ret_info->free_pages = view.free_pages;
     ret_info->sequences = view.open_sequences;

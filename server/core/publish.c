@@ -14,8 +14,8 @@
  */
 #include "state.h"
 
-#define HEADS_OFFSET 4096u
-#define ALIGN_UP(value, align) (((uint64_t)(value) + (align) - 1) / (align) * (align))
+#define HEADS_OFFSET           4096u
+#define ALIGN_UP(value, align) (((uint64_t)(value) + (align)-1) / (align) * (align))
 
 static uint64_t row_stride(const Kvpool__V1__PoolSpec *spec)
 {

@@ -1,6 +1,6 @@
 /**
- * What the core keeps beside the ledger: everything here can be lost with the process, and is made again from the ledger,
- * the things, and what the shell tells. Private to server/core.
+ * What the core keeps beside the ledger: everything here can be lost with the process, and is made again from the
+ * ledger, the things, and what the shell tells. Private to server/core.
  *
  *   pool_state        a pool of the ledger: its description unpacked, its mapped things, its slabs, its attachments
  *   session_state     a session of the ledger: what is known of its process, its lease, its buffers
@@ -22,10 +22,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define KVP_DEVICE_BYTES_MAX 63  /* of a device's name, without the terminator */
-#define KVP_IPC_HANDLE_BYTES 64  /* cudaIpcMemHandle_t */
-#define KVP_EXEC_ATTEMPTS    3   /* starts that fail in a row before an executor is given up for a while */
-#define KVP_JOB_ATTEMPTS     3   /* executors that may die over one job before it is failed */
+#define KVP_DEVICE_BYTES_MAX 63 /* of a device's name, without the terminator */
+#define KVP_IPC_HANDLE_BYTES 64 /* cudaIpcMemHandle_t */
+#define KVP_EXEC_ATTEMPTS    3  /* starts that fail in a row before an executor is given up for a while */
+#define KVP_JOB_ATTEMPTS     3  /* executors that may die over one job before it is failed */
 #define KVP_PIDS_MAX         4096
 #define KVP_UID_UNKNOWN      0xffffffffu /* of a caller over TCP: its sessions are not those of any user here */
 
@@ -37,11 +37,11 @@
 /* Handed back by a handler in place of a status: the call is not answered yet, its op waits. */
 #define KVP_WAIT ((enum kvp_status)1)
 
-#define TRY(call)                            \
-    do {                                     \
-        enum kvp_status try_status = (call); \
-        if (try_status != KVP_OK)            \
-            return try_status;               \
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        enum kvp_status try_status = (call);                                                                           \
+        if (try_status != KVP_OK)                                                                                      \
+            return try_status;                                                                                         \
     } while (0)
 
 struct buffer_state {
@@ -56,9 +56,9 @@ struct buffer_state {
 
 struct session_state {
     uint32_t generation;
-    bool connected;      /* a socket session's connection is there */
-    bool process_ended;  /* its pidfd fired */
-    uint64_t listing;    /* the first listing of processes that can prove that its GPU work is over */
+    bool connected;     /* a socket session's connection is there */
+    bool process_ended; /* its pidfd fired */
+    uint64_t listing;   /* the first listing of processes that can prove that its GPU work is over */
     uint64_t lease_until_ms;
     struct buffer_state *buffers; /* [KVP_BUFFERS_MAX + 1], by number; NULL: it never had one */
 };
@@ -74,12 +74,12 @@ struct slab_state {
 };
 
 struct attachment_state {
-    bool mapped;           /* its process was handed slabs, so that it may write */
-    bool forced;           /* an operator said that nothing writes any more */
-    bool released;         /* its last words are said: timelines ended, words folded */
-    uint64_t *progress;    /* its progress page; NULL: none */
+    bool mapped;              /* its process was handed slabs, so that it may write */
+    bool forced;              /* an operator said that nothing writes any more */
+    bool released;            /* its last words are said: timelines ended, words folded */
+    uint64_t *progress;       /* its progress page; NULL: none */
     uint64_t linger_until_ms; /* its durable sequences wait until then; 0: not yet known */
-    uint64_t ask_nvml_ms;  /* when to ask whether NVML lists its process; NEVER: known, or of no use */
+    uint64_t ask_nvml_ms;     /* when to ask whether NVML lists its process; NEVER: known, or of no use */
     uint32_t nvml_asks;
 };
 
@@ -96,10 +96,10 @@ struct pool_state {
     uint64_t table_bytes;
     struct kvp_timeline *timelines;
     void *stand_in_table, *stand_in_timelines; /* of a lost pool that lacks them (adopt.c); else NULL */
-    struct attachment_state *attachments; /* [KVP_ATTACHMENTS_MAX] */
-    uint32_t joined;    /* attachments that joined another's group: when none, a word is looked up at once */
-    bool reclaim_due;   /* rows may be in RECLAIM */
-    uint32_t *pending;  /* [max_sequences] slots of transfers under way; stale entries are dropped when met */
+    struct attachment_state *attachments;      /* [KVP_ATTACHMENTS_MAX] */
+    uint32_t joined;   /* attachments that joined another's group: when none, a word is looked up at once */
+    bool reclaim_due;  /* rows may be in RECLAIM */
+    uint32_t *pending; /* [max_sequences] slots of transfers under way; stale entries are dropped when met */
     uint32_t n_pending;
 };
 
@@ -114,7 +114,7 @@ enum executor_state {
 struct executor {
     enum executor_state state;
     bool used;
-    bool first; /* asked for as "", the first device */
+    bool first;                            /* asked for as "", the first device */
     char device[KVP_DEVICE_BYTES_MAX + 1]; /* as asked for; once known, the name of the device */
     char backend[16];
     uint32_t pid;
@@ -126,8 +126,8 @@ struct executor {
     char why[200]; /* of the last failure */
     /* which processes its device serves, as it said last */
     uint64_t listing_next_ms; /* not asked again before */
-    uint64_t listing_asked; /* number of the listing asked for and not answered; 0: none */
-    uint64_t listing;       /* number of the listing held; 0: none */
+    uint64_t listing_asked;   /* number of the listing asked for and not answered; 0: none */
+    uint64_t listing;         /* number of the listing held; 0: none */
     bool listing_known;
     uint32_t n_pids;
     uint32_t pids[KVP_PIDS_MAX];
@@ -181,11 +181,11 @@ struct kvp_core {
     struct job_state jobs[KVP_JOBS_MAX];
     struct late_value late[KVP_JOBS_MAX];
     uint32_t open_jobs, unsent_jobs, n_late;
-    uint64_t listings; /* numbers listings of processes */
+    uint64_t listings;       /* numbers listings of processes */
     uint64_t lease_check_ms; /* no lease ends before */
     uint32_t ending;         /* sessions that are ENDING, at most */
 
-    struct op *ops; /* all that wait */
+    struct op *ops;        /* all that wait */
     struct op *pool_maker; /* the CreatePool under way */
     uint64_t op_serial;
     uint32_t n_ops;
@@ -198,7 +198,8 @@ struct kvp_core {
     uint32_t mark_serial;
 };
 
-/* ---- ids ------------------------------------------------------------------------------------------------------------ */
+/* ---- ids ------------------------------------------------------------------------------------------------------------
+ */
 
 #define ID_WORD(id) ((uint64_t)(id).generation << 32 | (id).slot)
 
@@ -217,7 +218,8 @@ static inline bool same_session(struct kvp_session_id a, struct kvp_session_id b
     return a.slot == b.slot && a.generation == b.generation;
 }
 
-/* ---- core.c --------------------------------------------------------------------------------------------------------- */
+/* ---- core.c ---------------------------------------------------------------------------------------------------------
+ */
 
 /* Something is to be done at that time, or before. */
 void core_due(struct kvp_core *core, uint64_t at_ms);
@@ -229,7 +231,8 @@ void core_settle(struct kvp_core *core);
 void *core_alloc(struct kvp_core *core, size_t n, size_t size);
 void core_alloc_reset(struct kvp_core *core);
 
-/* ---- adopt.c: a ledger that an earlier daemon left --------------------------------------------------------------------- */
+/* ---- adopt.c: a ledger that an earlier daemon left
+ * --------------------------------------------------------------------- */
 
 enum kvp_status core_adopt(struct kvp_core *core);
 /* A thing that was parked is there. */
@@ -240,7 +243,8 @@ void core_adopt_tick(struct kvp_core *core);
 /* Further, as far as it goes. */
 void core_adopt_step(struct kvp_core *core);
 
-/* ---- pool_state.c: pools as the core knows them ------------------------------------------------------------------------ */
+/* ---- pool_state.c: pools as the core knows them
+ * ------------------------------------------------------------------------ */
 
 enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvpool__V1__PoolSpec *take_spec);
 void core_pool_unload(struct kvp_core *core, uint32_t slot);
@@ -252,7 +256,8 @@ enum kvp_status core_pool_live(struct kvp_core *core, const char *name, struct p
 enum kvp_status core_pool_info(struct kvp_core *core, struct pool_state *pool, Kvpool__V1__PoolInfo *ret_info);
 uint32_t core_row_pages(const Kvpool__V1__PoolSpec *spec);
 
-/* ---- pool_spec.c: what a caller may ask for ------------------------------------------------------------------------------ */
+/* ---- pool_spec.c: what a caller may ask for
+ * ------------------------------------------------------------------------------ */
 
 /* Check a description and fill in what it leaves open, but devices. The result is a copy; free it by
  * kvpool__v1__pool_spec__free_unpacked. */
@@ -265,14 +270,16 @@ enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSp
 bool core_spec_same(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored);
 void core_spec_free(Kvpool__V1__PoolSpec *spec);
 
-/* ---- publish.c: the table ------------------------------------------------------------------------------------------------ */
+/* ---- publish.c: the table
+ * ------------------------------------------------------------------------------------------------ */
 
 uint64_t core_table_bytes(const Kvpool__V1__PoolSpec *spec);
 void core_publish_header(struct kvp_core *core, struct pool_state *pool, enum kvp_table_state state);
 void core_publish_seq(struct kvp_core *core, struct pool_state *pool, uint32_t slot);
 void core_publish_all(struct kvp_core *core, struct pool_state *pool);
 
-/* ---- fold.c: what streams report ------------------------------------------------------------------------------------------- */
+/* ---- fold.c: what streams report
+ * ------------------------------------------------------------------------------------------- */
 
 bool core_timeline_reached(const struct pool_state *pool, struct kvp_after after);
 /* What may be observed of a sequence now; its written tokens at least. */
@@ -289,7 +296,8 @@ void core_reclaim_slice(struct kvp_core *core, struct pool_state *pool);
 /* Write what others wait for on an attachment's timelines, with the error set. */
 void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 
-/* ---- ending.c: sessions' ends ------------------------------------------------------------------------------------------------ */
+/* ---- ending.c: sessions' ends
+ * ------------------------------------------------------------------------------------------------ */
 
 void core_session_end(struct kvp_core *core, struct kvp_session_id session);
 void core_sessions_tick(struct kvp_core *core);
@@ -305,7 +313,8 @@ void core_listing_arrived(struct kvp_core *core, uint32_t executor);
 /* The lease of a session, in ms from now. */
 uint32_t core_lease_left(const struct kvp_core *core, uint32_t slot);
 
-/* ---- executors.c ------------------------------------------------------------------------------------------------------------- */
+/* ---- executors.c
+ * ------------------------------------------------------------------------------------------------------------- */
 
 /* The executor for a device ("": the first), ready. KVP_WAIT: it is being started; KVP_ENODEV, with its text. */
 enum kvp_status core_exec_need(struct kvp_core *core, const char *device, uint32_t *ret_executor);
@@ -334,11 +343,13 @@ enum exec_tag {
     TAG_RECALL,  /* pool slot, rank: the handle of a slab that it holds */
     TAG_FORGET,  /* no answer is of interest */
 };
-#define EXEC_TAG(kind, low) ((uint64_t)(kind) << 56 | ((uint64_t)(low) & 0xffffffffffffffull))
+#define EXEC_TAG(kind, low) ((uint64_t)(kind) << 56 | ((uint64_t)(low)&0xffffffffffffffull))
 #define EXEC_TAG_KIND(tag)  ((enum exec_tag)((tag) >> 56))
-#define EXEC_TAG_LOW(tag)   ((tag) & 0xffffffffffffffull)
+#define EXEC_TAG_LOW(tag)   ((tag)&0xffffffffffffffull)
 
-/* ---- jobs.c ------------------------------------------------------------------------------------------------------------------- */
+/* ---- jobs.c
+ * -------------------------------------------------------------------------------------------------------------------
+ */
 
 /* Take a job of the ledger in hand, after its commit; the request is copied. */
 enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const Kvpool__V1__ExecJobRequest *request);
@@ -346,8 +357,7 @@ enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const
 void core_job_forget(struct kvp_core *core, struct kvp_job_id id);
 /* Hand out what can be handed out. */
 void core_jobs_pump(struct kvp_core *core);
-void core_job_reply(struct kvp_core *core, uint32_t executor, uint64_t low, enum kvp_status status,
-                    const char *text);
+void core_job_reply(struct kvp_core *core, uint32_t executor, uint64_t low, enum kvp_status status, const char *text);
 void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor);
 /* The next value of the timeline that executors write for an attachment. When nothing is under way there, its error
  * word is cleared. */
@@ -360,7 +370,8 @@ void core_jobs_asked(struct kvp_core *core);
 /* Fail what can't be done any more: jobs of a pool. */
 void core_jobs_fail_pool(struct kvp_core *core, struct kvp_pool_id pool, enum kvp_status status, const char *why);
 
-/* ---- calls_map.c: buffers, as others use them --------------------------------------------------------------------------------- */
+/* ---- calls_map.c: buffers, as others use them
+ * --------------------------------------------------------------------------------- */
 
 /* A registered buffer of a session; KVP_ENOENT, with its text. */
 enum kvp_status core_buffer(struct kvp_core *core, struct kvp_session_id session, uint32_t buffer,

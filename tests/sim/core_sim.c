@@ -1,12 +1,13 @@
 /**
- * The core under simulated sessions: random calls, wrong ones included, writers in place and on request, deaths of sessions,
- * executors and the daemon itself, completions that come late; against a model that keeps a byte for every token.
+ * The core under simulated sessions: random calls, wrong ones included, writers in place and on request, deaths of
+ * sessions, executors and the daemon itself, completions that come late; against a model that keeps a byte for every
+ * token.
  *
  *   core_sim [SEED [STEPS]]
  *
- * After each step what the core says of a sequence is what the model knows; at every hundredth the ledger is audited and
- * every written token of every sequence is looked up in the slab: a token that counts and is not there ends the run. At
- * the end all sessions end, and every page must be back. The same seed does the same.
+ * After each step what the core says of a sequence is what the model knows; at every hundredth the ledger is audited
+ * and every written token of every sequence is looked up in the slab: a token that counts and is not there ends the
+ * run. At the end all sessions end, and every page must be back. The same seed does the same.
  */
 #include "core_shell.h"
 
@@ -34,7 +35,7 @@ struct sequence {
     uint64_t handle, key;
     unsigned owner;
     uint32_t reserved, written, version;
-    uint32_t busy_to; /* an Append under way ends there; 0: none */
+    uint32_t busy_to;                /* an Append under way ends there; 0: none */
     unsigned char token[TOKENS_MAX]; /* the value of every byte of it */
 };
 
@@ -47,7 +48,17 @@ static unsigned n_dead;
 static uint64_t rng, next_key = 1;
 static uint32_t next_pid = 100;
 static unsigned long counts[16];
-enum { DONE_ADVANCE, DONE_APPEND, DONE_FORK, DONE_TRANSFER, DONE_CLOSE, DONE_WRONG, DONE_DEATH, DONE_EXECUTOR, DONE_RESTART };
+enum {
+    DONE_ADVANCE,
+    DONE_APPEND,
+    DONE_FORK,
+    DONE_TRANSFER,
+    DONE_CLOSE,
+    DONE_WRONG,
+    DONE_DEATH,
+    DONE_EXECUTOR,
+    DONE_RESTART
+};
 
 static uint32_t below(uint32_t n)
 {
@@ -57,7 +68,7 @@ static uint32_t below(uint32_t n)
     return (uint32_t)(rng >> 32) % n;
 }
 
-#define CALL(client, NAME, request) \
+#define CALL(client, NAME, request)                                                                                    \
     shell_call(shell, (client)->caller, KVPOOL__V1__METHOD__METHOD_##NAME, &(request).base)
 
 static enum kvp_status finish(struct shell_call *call)
@@ -80,7 +91,9 @@ static enum kvp_status look(const struct sequence *s, struct kvp_seq_view *ret_v
                        ret_view);
 }
 
-/* ---- bytes ------------------------------------------------------------------------------------------------------------------- */
+/* ---- bytes
+ * -------------------------------------------------------------------------------------------------------------------
+ */
 
 /* The pool: one plane of one head of 8 bytes, NHD: token t of a page lies at (page · PAGE + t) · 8. */
 static unsigned char *token_at(uint32_t page, uint32_t t)
@@ -99,8 +112,8 @@ static void check_tokens(const struct sequence *s)
             page = view.copy.source;
         const unsigned char *at = token_at(page, t % PAGE);
         for (int i = 0; i < 8; i++)
-            ck_assert_msg(at[i] == s->token[t], "key %llu: token %u of %u is %u, must be %u", (unsigned long long)s->key,
-                          t, s->written, at[i], s->token[t]);
+            ck_assert_msg(at[i] == s->token[t], "key %llu: token %u of %u is %u, must be %u",
+                          (unsigned long long)s->key, t, s->written, at[i], s->token[t]);
     }
 }
 
@@ -118,7 +131,8 @@ static void write_in_place(struct sequence *s, uint32_t to)
     }
 }
 
-/* ---- what the model knows -------------------------------------------------------------------------------------------------------- */
+/* ---- what the model knows
+ * -------------------------------------------------------------------------------------------------------- */
 
 static struct sequence *any_sequence(void)
 {
@@ -149,8 +163,8 @@ static void settle_busy(struct sequence *s)
     /* a call that waited for its end may have cut it already */
     uint32_t before = s->written < view.reserved ? s->written : view.reserved;
     uint32_t after = s->busy_to < view.reserved ? s->busy_to : view.reserved;
-    ck_assert_msg(view.written == before || view.written == after, "%u tokens, neither %u nor %u", view.written,
-                  before, after);
+    ck_assert_msg(view.written == before || view.written == after, "%u tokens, neither %u nor %u", view.written, before,
+                  after);
     s->written = view.written;
     s->busy_to = 0;
 }
@@ -182,7 +196,8 @@ static void drop_sequences(unsigned owner)
     }
 }
 
-/* ---- steps: sessions ------------------------------------------------------------------------------------------------------------- */
+/* ---- steps: sessions
+ * ------------------------------------------------------------------------------------------------------------- */
 
 static void open_client(unsigned n)
 {
@@ -238,7 +253,8 @@ static void step_session(void)
         end_client(n);
 }
 
-/* ---- steps: sequences ------------------------------------------------------------------------------------------------------------- */
+/* ---- steps: sequences
+ * ------------------------------------------------------------------------------------------------------------- */
 
 static void step_open(void)
 {
@@ -363,8 +379,7 @@ static void step_append(void)
     request.at = &at;
     request.tokens = &tokens;
     request.inline_ = (ProtobufCBinaryData){tokens * 8, bytes};
-    struct shell_call *call =
-        shell_send(shell, c->caller, KVPOOL__V1__METHOD__METHOD_APPEND, &request.base, NULL);
+    struct shell_call *call = shell_send(shell, c->caller, KVPOOL__V1__METHOD__METHOD_APPEND, &request.base, NULL);
     struct kvp_seq_view view;
     ck_assert_int_eq(look(s, &view), KVP_OK);
     if (call->answered ? call->status == KVP_OK : view.job != KVP_NONE && !was_busy) {
@@ -513,7 +528,8 @@ static void step_wrong(void)
     ck_assert_int_ne(finish(CALL(&clients[n], ADVANCE, request)), KVP_OK);
 }
 
-/* ---- steps: time, executors, the daemon ----------------------------------------------------------------------------------------------- */
+/* ---- steps: time, executors, the daemon
+ * ----------------------------------------------------------------------------------------------- */
 
 static void step_executor(void)
 {
@@ -577,7 +593,9 @@ static void step(void)
     check_lengths();
 }
 
-/* ---- the run ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- the run
+ * ----------------------------------------------------------------------------------------------------------------------------
+ */
 
 static void make_pool(void)
 {

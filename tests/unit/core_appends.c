@@ -1,6 +1,6 @@
 /**
- * Append on request, buffers and index jobs: the bytes where they belong, lengths that count only what is written, executors
- * that fail and die in the middle.
+ * Append on request, buffers and index jobs: the bytes where they belong, lengths that count only what is written,
+ * executors that fail and die in the middle.
  */
 #include "core_shell.h"
 
@@ -14,7 +14,7 @@ static struct kvp_caller a, grpc;
 static uint64_t seq;
 static char token[64];
 
-#define TOKEN_BYTES (2 * 4 * 2)         /* heads, dim, fp16: of one plane */
+#define TOKEN_BYTES (2 * 4 * 2) /* heads, dim, fp16: of one plane */
 #define PLANES      4
 #define INLINE_MAX  (64 * TOKEN_BYTES * PLANES)
 
@@ -122,7 +122,8 @@ static void check_bytes(uint64_t handle, uint64_t key, uint32_t n)
     shell_call_free(shell, pool);
 }
 
-/* ---- append ------------------------------------------------------------------------------------------------------------------ */
+/* ---- append
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 START_TEST(an_append_is_answered_at_intent_and_counts_when_it_is_done)
 {
@@ -379,7 +380,9 @@ START_TEST(the_sequences_of_a_dead_session_stay_until_its_append_ends)
 }
 END_TEST
 
-/* ---- buffers --------------------------------------------------------------------------------------------------------------------- */
+/* ---- buffers
+ * ---------------------------------------------------------------------------------------------------------------------
+ */
 
 static struct shell_call *register_buffer(struct kvp_caller caller, struct shell_memory *memory, uint64_t offset,
                                           uint64_t call_id)
@@ -511,7 +514,8 @@ START_TEST(index_results_into_a_buffer_are_those_of_the_reply)
 }
 END_TEST
 
-/* ---- memory of the executor's own --------------------------------------------------------------------------------------------------- */
+/* ---- memory of the executor's own
+ * --------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_pool_for_legacy_handles_is_lost_with_its_executor)
 {
@@ -528,8 +532,7 @@ START_TEST(a_pool_for_legacy_handles_is_lost_with_its_executor)
     shell_pump(shell);
     shell_executor_kill(shell, 0);
     shell_pump(shell);
-    const struct kvp_table_header *table =
-        (const void *)shell_thing(shell, (struct kvp_thing){KVP_THING_TABLE, 0, 0});
+    const struct kvp_table_header *table = (const void *)shell_thing(shell, (struct kvp_thing){KVP_THING_TABLE, 0, 0});
     ck_assert_uint_eq(table->state, KVP_TABLE_LOST);
     ck_assert_uint_eq(shell_timelines(shell)[0].error, (uint64_t)-KVP_ELOST);
     ck_assert_int_eq(shell_advance(shell, a, "p", seq, 4, 0), KVP_ELOST);

@@ -49,7 +49,8 @@ static enum kvp_status keep_alive(struct kvp_caller caller, const char *token)
     return finish(CALL(caller, KEEP_ALIVE, request));
 }
 
-/* ---- pools --------------------------------------------------------------------------------------------------------------- */
+/* ---- pools
+ * --------------------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_pool_is_made_described_listed_and_deleted)
 {
@@ -63,8 +64,7 @@ START_TEST(a_pool_is_made_described_listed_and_deleted)
     ck_assert_str_eq(info->spec->devices[0], "host");
     ck_assert_str_eq(info->backend, "host");
     shell_call_free(shell, call);
-    const struct kvp_table_header *table =
-        (const void *)shell_thing(shell, (struct kvp_thing){KVP_THING_TABLE, 0, 0});
+    const struct kvp_table_header *table = (const void *)shell_thing(shell, (struct kvp_thing){KVP_THING_TABLE, 0, 0});
     ck_assert_uint_eq(table->magic, KVP_TABLE_MAGIC);
     ck_assert_uint_eq(table->state, KVP_TABLE_LIVE);
     ck_assert_uint_eq(table->row_pages, 16);
@@ -75,7 +75,7 @@ START_TEST(a_pool_is_made_described_listed_and_deleted)
     ck_assert_int_eq(shell_delete_pool(shell, grpc, "p"), KVP_OK);
     ck_assert_int_eq(shell_delete_pool(shell, grpc, "p"), KVP_ENOENT);
     for (const char *kind = "tlps"; *kind != '\0'; kind++)
-        ck_assert_uint_eq(shell_thing_count(shell, (enum kvp_thing_kind)*kind), 0);
+        ck_assert_uint_eq(shell_thing_count(shell, (enum kvp_thing_kind) * kind), 0);
     ck_assert_ptr_null(shell->executors[0].slabs[0].memory);
 }
 END_TEST
@@ -139,7 +139,7 @@ START_TEST(a_pool_that_fails_half_made_leaves_nothing)
         shell_call_free(shell, call);
         shell_pump(shell);
         for (const char *kind = "tls"; *kind != '\0'; kind++)
-            ck_assert_uint_eq(shell_thing_count(shell, (enum kvp_thing_kind)*kind), 0);
+            ck_assert_uint_eq(shell_thing_count(shell, (enum kvp_thing_kind) * kind), 0);
         ck_assert_ptr_null(shell->executors[0].slabs[0].memory);
         shell_audit(shell);
     }
@@ -225,7 +225,8 @@ START_TEST(a_pool_in_use_is_not_deleted)
 }
 END_TEST
 
-/* ---- sessions ---------------------------------------------------------------------------------------------------------------- */
+/* ---- sessions
+ * ---------------------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_lease_is_kept_by_calls_and_ends_without_them)
 {

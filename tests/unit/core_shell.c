@@ -1,6 +1,6 @@
 /**
- * The shell of core_shell.h: actions, events, calls, time. The executors' side is core_shell_exec.c, the requests are in
- * core_shell_calls.c.
+ * The shell of core_shell.h: actions, events, calls, time. The executors' side is core_shell_exec.c, the requests are
+ * in core_shell_calls.c.
  */
 #include "core_shell.h"
 #include "core_shell_exec.h"
@@ -11,7 +11,8 @@
 
 #define BLOCK_BYTES (256ull << 20)
 
-/* ---- memory and things ----------------------------------------------------------------------------------------------------- */
+/* ---- memory and things
+ * ----------------------------------------------------------------------------------------------------- */
 
 struct shell_memory *shell_memory(uint64_t bytes)
 {
@@ -107,7 +108,8 @@ static void act_thing_drop(void *ctx, struct kvp_thing thing)
     memset(t, 0, sizeof(*t));
 }
 
-/* ---- other actions ----------------------------------------------------------------------------------------------------------- */
+/* ---- other actions
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static void act_reply(void *ctx, struct kvp_call *call, enum kvp_status status, const ProtobufCMessage *reply,
                       const struct kvp_thing *things, unsigned n_things)
@@ -196,7 +198,9 @@ static const struct kvp_actions actions = {
     .random = act_random,
 };
 
-/* ---- events -------------------------------------------------------------------------------------------------------------------- */
+/* ---- events
+ * --------------------------------------------------------------------------------------------------------------------
+ */
 
 static void hand_reply(struct shell *shell, struct shell_event *event)
 {
@@ -283,7 +287,9 @@ void shell_run_ms(struct shell *shell, uint64_t ms)
     shell_pump(shell);
 }
 
-/* ---- calls ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- calls
+ * -----------------------------------------------------------------------------------------------------------------------
+ */
 
 struct kvp_caller shell_connect(struct shell *shell, uint32_t uid, uint32_t pid)
 {
@@ -387,7 +393,9 @@ uint64_t shell_missing(const struct shell_call *call)
     return ((const Kvpool__V1__Error *)call->reply)->missing;
 }
 
-/* ---- life --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- life
+ * ---------------------------------------------------------------------------------------------------------------------------
+ */
 
 struct shell *shell_begin(const char *backend)
 {
@@ -409,8 +417,8 @@ struct shell *shell_begin_sliced(const char *backend, uint32_t reclaim_slice)
     shell->wake_ms = UINT64_MAX;
     shell->random = 1;
     shell->print_log = getenv("KVP_TEST_LOG") != NULL;
-    ck_assert_int_eq(
-        kvp_core_create(&shell->config, &actions, shell, &shell->ledger, shell->now_ms, &shell->core), KVP_OK);
+    ck_assert_int_eq(kvp_core_create(&shell->config, &actions, shell, &shell->ledger, shell->now_ms, &shell->core),
+                     KVP_OK);
     return shell;
 }
 
@@ -459,8 +467,8 @@ void shell_restart(struct shell *shell, const struct kvp_session_id *sessions, u
     shell->wake_ms = UINT64_MAX;
     ck_assert_msg(kvp_ledger_open(&shell->ledger, shell->block, shell->block, shell->block_bytes, &why) == KVP_OK,
                   "the ledger is refused: %s", why);
-    ck_assert_int_eq(
-        kvp_core_create(&shell->config, &actions, shell, &shell->ledger, shell->now_ms, &shell->core), KVP_OK);
+    ck_assert_int_eq(kvp_core_create(&shell->config, &actions, shell, &shell->ledger, shell->now_ms, &shell->core),
+                     KVP_OK);
     announce_things(shell);
     for (unsigned i = 0; i < n; i++)
         kvp_core_session_adopted(shell->core, sessions[i]);

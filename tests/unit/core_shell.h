@@ -1,10 +1,10 @@
 /**
- * A shell for the core's tests: it plays the doors, the memory objects, the clock and the executors, without a socket, a
- * process or a second thread.
+ * A shell for the core's tests: it plays the doors, the memory objects, the clock and the executors, without a socket,
+ * a process or a second thread.
  *
- * Actions are recorded and become events in a queue; shell_pump hands the events to the core until none is left, so a test
- * decides what happens in which order. Things have real memory, and the executors do their jobs on it, so that bytes can
- * be compared. Calls are packed and unpacked on their way in, replies on their way out, as doors do.
+ * Actions are recorded and become events in a queue; shell_pump hands the events to the core until none is left, so a
+ * test decides what happens in which order. Things have real memory, and the executors do their jobs on it, so that
+ * bytes can be compared. Calls are packed and unpacked on their way in, replies on their way out, as doors do.
  *
  * Every check here aborts the test (ck_assert); shell_end audits the ledger and checks that nothing is left over.
  */
@@ -117,14 +117,14 @@ struct shell {
     unsigned log_lines;
     bool print_log;
     /* knobs */
-    bool hold_jobs;             /* jobs stay with the executor until shell_jobs_run */
-    bool hold_things;           /* things stay in the making until it is cleared, and shell_pump */
-    bool refuse_start;          /* an executor that is started ends before it says hello */
-    enum kvp_status fail_job;   /* the next job fails with this */
-    enum kvp_status fail_thing; /* the next thing fails with this */
-    enum kvp_status fail_back;  /* the ledger can not be backed */
-    enum kvp_status fail_slab;  /* the next slab can not be made */
-    bool listing_known;         /* NVML answers … */
+    bool hold_jobs;                /* jobs stay with the executor until shell_jobs_run */
+    bool hold_things;              /* things stay in the making until it is cleared, and shell_pump */
+    bool refuse_start;             /* an executor that is started ends before it says hello */
+    enum kvp_status fail_job;      /* the next job fails with this */
+    enum kvp_status fail_thing;    /* the next thing fails with this */
+    enum kvp_status fail_back;     /* the ledger can not be backed */
+    enum kvp_status fail_slab;     /* the next slab can not be made */
+    bool listing_known;            /* NVML answers … */
     uint32_t pids[SHELL_PIDS_MAX]; /* … with these */
     unsigned n_pids;
 };
@@ -174,7 +174,8 @@ unsigned shell_thing_count(const struct shell *shell, enum kvp_thing_kind kind);
 void shell_jobs_run(struct shell *shell, unsigned n);
 void shell_executor_kill(struct shell *shell, uint32_t executor);
 
-/* ---- requests, as tests write them ------------------------------------------------------------------------------------- */
+/* ---- requests, as tests write them
+ * ------------------------------------------------------------------------------------- */
 
 /* A pool of small pages: K and V of `layers` layers, heads 2, dim 4, fp16. */
 struct pool_of {
@@ -192,8 +193,8 @@ uint32_t shell_attach(struct shell *shell, struct kvp_caller caller, const char 
 uint64_t *shell_progress(struct shell *shell, uint32_t attachment);
 struct kvp_timeline *shell_timelines(struct shell *shell);
 
-enum kvp_status shell_open(struct shell *shell, struct kvp_caller caller, const char *pool, uint64_t key,
-                           bool durable, uint64_t *ret_seq);
+enum kvp_status shell_open(struct shell *shell, struct kvp_caller caller, const char *pool, uint64_t key, bool durable,
+                           uint64_t *ret_seq);
 enum kvp_status shell_advance(struct shell *shell, struct kvp_caller caller, const char *pool, uint64_t seq,
                               uint32_t reserved, uint32_t written);
 enum kvp_status shell_close(struct shell *shell, struct kvp_caller caller, const char *pool, uint64_t seq);

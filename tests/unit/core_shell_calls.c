@@ -86,8 +86,8 @@ struct kvp_timeline *shell_timelines(struct shell *shell)
     return (struct kvp_timeline *)(void *)page;
 }
 
-enum kvp_status shell_open(struct shell *shell, struct kvp_caller caller, const char *pool, uint64_t key,
-                           bool durable, uint64_t *ret_seq)
+enum kvp_status shell_open(struct shell *shell, struct kvp_caller caller, const char *pool, uint64_t key, bool durable,
+                           uint64_t *ret_seq)
 {
     Kvpool__V1__OpenSequencesRequest request = KVPOOL__V1__OPEN_SEQUENCES_REQUEST__INIT;
     request.pool = (char *)pool;

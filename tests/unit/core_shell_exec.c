@@ -1,13 +1,14 @@
 /**
- * Executors that a test can hold, fail and kill: they keep slabs and buffers as real memory, and do append, copy and index
- * jobs on it byte by byte, from the messages alone.
+ * Executors that a test can hold, fail and kill: they keep slabs and buffers as real memory, and do append, copy and
+ * index jobs on it byte by byte, from the messages alone.
  */
 #include "core_shell_exec.h"
 
 #include <stdio.h>
 #include <string.h>
 
-/* ---- life ------------------------------------------------------------------------------------------------------------------ */
+/* ---- life
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 void shell_exec_start(void *ctx, uint32_t slot, const char *device)
 {
@@ -59,7 +60,8 @@ void shell_exec_stop(void *ctx, uint32_t slot)
     shell_executor_kill(ctx, slot);
 }
 
-/* ---- answers ------------------------------------------------------------------------------------------------------------------ */
+/* ---- answers
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 static void reply(struct shell *shell, uint32_t slot, uint16_t method, uint64_t tag, enum kvp_status status,
                   const ProtobufCMessage *body, struct shell_memory *fd)
@@ -117,7 +119,8 @@ static Kvpool__V1__PoolSpec *copy_spec(const Kvpool__V1__PoolSpec *spec)
     return copy;
 }
 
-/* ---- requests but jobs ----------------------------------------------------------------------------------------------------------- */
+/* ---- requests but jobs
+ * ----------------------------------------------------------------------------------------------------------- */
 
 static void create_slab(struct shell *shell, uint32_t slot, uint64_t tag, const Kvpool__V1__ExecSlabCreateRequest *r)
 {
@@ -223,7 +226,9 @@ static struct shell_buffer *buffer_of(struct shell_executor *executor, uint64_t 
     return NULL;
 }
 
-/* ---- jobs ------------------------------------------------------------------------------------------------------------------------ */
+/* ---- jobs
+ * ------------------------------------------------------------------------------------------------------------------------
+ */
 
 struct placed {
     struct kvp_plane_layout planes[KVP_PLANES_MAX];
@@ -281,8 +286,7 @@ static void do_copies(const Kvpool__V1__ExecJobRequest *r, const struct placed *
     }
 }
 
-static void do_append(struct shell_executor *executor, const Kvpool__V1__ExecJobRequest *r,
-                      const struct placed *placed)
+static void do_append(struct shell_executor *executor, const Kvpool__V1__ExecJobRequest *r, const struct placed *placed)
 {
     uint64_t nnz = 0, base = 0;
     const unsigned char *source = r->inline_.data;
@@ -419,7 +423,8 @@ static void take_job(struct shell *shell, uint32_t slot, uint64_t tag, const Pro
         shell_jobs_run(shell, SHELL_JOBS_MAX);
 }
 
-/* ---- what is sent ------------------------------------------------------------------------------------------------------------------ */
+/* ---- what is sent
+ * ------------------------------------------------------------------------------------------------------------------ */
 
 static void say_hello(struct shell *shell, uint32_t slot, uint64_t tag)
 {
