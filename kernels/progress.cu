@@ -1,9 +1,9 @@
 /**
  * The progress store: how many tokens of each sequence are written, told to whoever maps the progress page.
  *
- * A launch of its own: the stream orders it behind the appends, whose stores are then performed on the device; the
- * fence before each store orders them for the rest of the system. (Fused into append it would have to wait for that
- * kernel's last block.)
+ * A launch of its own: the stream orders it behind the appends, whose stores are then performed on the device (that is
+ * what wait_for_stream waits for); the fence before each store orders them for the rest of the system. (Fused into
+ * append it would have to wait for that kernel's last block.)
  */
 #include "device.cuh"
 
@@ -13,6 +13,7 @@ __global__ void __launch_bounds__(KVP_BLOCK_THREADS) progress_kernel(const __gri
     int64_t i = (int64_t)blockIdx.x * KVP_BLOCK_THREADS + threadIdx.x, length;
     int32_t slot;
 
+    wait_for_stream();
     if (i >= a.n || (a.n_device && i >= load_index(a.n_device, 0, wide)))
         return;
     slot = a.seq_slots[i];
@@ -33,6 +34,6 @@ extern "C" enum kvp_status kvp_cuda_progress(const struct kvp_progress_args *arg
 
     if (status != KVP_OK || args->n == 0)
         return status;
-    return launch(progress_kernel, *args, (uint32_t)((args->n + KVP_BLOCK_THREADS - 1) / KVP_BLOCK_THREADS),
-                  KVP_BLOCK_THREADS, 0, stream);
+    return launch_early(progress_kernel, *args, (uint32_t)((args->n + KVP_BLOCK_THREADS - 1) / KVP_BLOCK_THREADS),
+                        KVP_BLOCK_THREADS, 0, stream);
 }
