@@ -30,7 +30,8 @@ log=$(mktemp) || exit 1
 trap 'rm -f "$log"' EXIT
 
 # What a program printed, to lines "passed|FAILED|skipped NAME…" and a last one with the three counts. Check prints a line
-# a test, "FILE:LINE:P:CASE:NAME:N: TEXT" (P passed, F and E failed); the others print their own counts at the end.
+# a test, "FILE:LINE:P:CASE:NAME:N: TEXT" (P passed, F and E failed); the others print such lines themselves, what belongs
+# to one indented behind it, and their counts at the end.
 read_results() {
     awk '
         match($0, /:[PFE]:[^:]*:[A-Za-z0-9_]+:[0-9]+: /) {
@@ -42,7 +43,7 @@ read_results() {
             next
         }
         /^skipped / { print; skipped++; next }
-        /^FAILED / { print; own_failures++; next }
+        /^passed / || /^FAILED / || /^    / { print; next }
         /^[0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$/ { own_passed = $1; own_failed = $3; own = 1 }
         END {
             for (i = 1; i <= n; i++) {

@@ -269,6 +269,131 @@ START_TEST(garbage_on_the_socket_is_survived_and_an_envelope_is_answered)
 }
 END_TEST
 
+static unsigned answered, overrun; /* answers to spoiled messages; those that only said "too many" */
+
+static struct exec_answer next_answer(void)
+{
+    struct exec_answer answer = exec_peer_next(&peer);
+
+    ck_assert_ptr_nonnull(answer.body);
+    answered++;
+    overrun += answer.status == KVP_ELIMIT;
+    return answer;
+}
+
+/* A message of `method` whose body has a few wrong bytes, or ends early. */
+static void send_spoiled(uint16_t method, const ProtobufCMessage *good, uint64_t tag, const int *fds, unsigned n_fds)
+{
+    static unsigned char body[49152];
+    struct kvp_wire_packet packet = {.memfd = -1};
+    struct kvp_envelope envelope = {.magic = KVP_ENVELOPE_MAGIC, .method = method, .tag = tag};
+    static unsigned char message[sizeof(envelope) + sizeof(body)];
+    size_t n = protobuf_c_message_get_packed_size(good);
+    enum kvp_status status;
+
+    ck_assert_uint_lt(n, sizeof(body));
+    protobuf_c_message_pack(good, body);
+    for (uint64_t i = 1 + exec_random(&seed) % 4; i > 0 && n > 0; i--)
+        switch (exec_random(&seed) % 3) {
+        case 0:
+            body[exec_random(&seed) % n] = (unsigned char)exec_random(&seed);
+            break;
+        case 1: /* numbers at their ends */
+            body[exec_random(&seed) % n] = exec_random(&seed) % 2 != 0 ? 0xff : 0;
+            break;
+        default:
+            n -= exec_random(&seed) % (n / 8 + 1);
+        }
+    envelope.bytes = (uint32_t)n;
+    memcpy(message, &envelope, sizeof(envelope));
+    memcpy(message + sizeof(envelope), body, n);
+    packet.bytes = message;
+    packet.n = sizeof(envelope) + n;
+    while ((status = kvp_wire_send(peer.socket, &packet, fds, n_fds)) == KVP_EAGAIN) {
+        struct exec_answer answer = next_answer();
+
+        exec_answer_free(&answer);
+    }
+    ck_assert_int_eq(status, KVP_OK);
+}
+
+START_TEST(spoiled_jobs_slabs_and_buffers_end_nothing)
+{
+    Kvpool__V1__ExecSlabAdoptRequest adopt = KVPOOL__V1__EXEC_SLAB_ADOPT_REQUEST__INIT;
+    Kvpool__V1__ExecBufferImportRequest import = KVPOOL__V1__EXEC_BUFFER_IMPORT_REQUEST__INIT;
+    Kvpool__V1__ExecHelloRequest hello = KVPOOL__V1__EXEC_HELLO_REQUEST__INIT;
+    uint32_t copies[] = {1, 2, 3}, others[] = {4, 5, 6}, tokens[] = {16, 5, 0};
+    uint64_t outputs[7] = {0, 8192, 16384, 32768, 40960, 49152, 57344};
+    struct exec_shape shape = exec_plain;
+    static struct exec_batch batch;
+    struct exec_answer answer;
+    struct exec_pool pool;
+    int fds[3];
+    void *at;
+
+    shape.pages = 32;
+    shape.heads = 1;
+    shape.k_dim = shape.v_dim = 8;
+    exec_pool_make(&pool, 1, &shape);
+    exec_pool_create(&pool, &peer);
+    fds[0] = exec_memfd(1 << 16, &at);
+    import.buffer = 1;
+    import.device = "host";
+    import.bytes = 1 << 16;
+    for (import.session_id = SESSION; import.session_id < SESSION + 60; import.session_id++)
+        ck_assert_int_eq(exec_peer_status(&peer, IMPORT, &import.base, fds, 1), KVP_OK);
+    import.session_id = SESSION;
+    adopt.pool_id = pool.id;
+    adopt.spec = &pool.spec;
+    adopt.bytes = pool.slab_bytes;
+    adopt.has_slab_fd = true;
+    ck_assert_int_eq(fcntl(peer.socket, F_SETFL, O_NONBLOCK), 0);
+    for (unsigned i = 0; i < 6000; i++) {
+        exec_batch_make(&batch, &pool, 0, 1000 + i, 1 + i % 7, &seed); /* a session each: a wait holds up one */
+        batch.job.n_copy_sources = batch.job.n_copy_destinations = batch.job.n_copy_tokens = i % 4;
+        batch.job.copy_sources = copies;
+        batch.job.copy_destinations = others;
+        batch.job.copy_tokens = tokens;
+        batch.job.done_timeline = 16;
+        batch.job.done_value = 1;
+        if (i % 3 == 0) {
+            batch.job.kind = KVPOOL__V1__JOB_KIND__JOB_INDEX;
+            batch.job.session_id = SESSION + i % 60;
+            batch.job.inline_.len = 0;
+            batch.job.buffer = 1;
+            batch.job.n_output_offsets = 7;
+            batch.job.output_offsets = outputs;
+            batch.job.wanted = 127;
+        }
+        send_spoiled(JOB, &batch.job.base, 1000000 + i, NULL, 0);
+        if (i % 8 == 0)
+            send_spoiled(IMPORT, &import.base, 2000000 + i, fds, 1);
+        if (i % 16 == 0) {
+            int slab[3] = {pool.slab_fd, pool.timelines_fd, pool.table_fd};
+
+            send_spoiled(KVPOOL__V1__METHOD__METHOD_EXEC_SLAB_ADOPT, &adopt.base, 3000000 + i, slab, 3);
+        }
+    }
+    peer.tag = 4000000;
+    ck_assert_int_eq(fcntl(peer.socket, F_SETFL, 0), 0);
+    hello.abi_version = KVP_ABI_VERSION;
+    exec_peer_send(&peer, HELLO, &hello.base, NULL, 0);
+    do { /* answers to what was spoiled, in any number; the last that matters is hello's */
+        answer = next_answer();
+        exec_answer_free(&answer);
+    } while (answer.tag != peer.tag);
+    ck_assert_msg(answered > 5000 && overrun < answered / 10, "%u answers, %u of them \"too many\"", answered, overrun);
+    ck_assert_int_eq(answer.status, KVP_OK);
+    for (uint64_t i = pool.totals.slab_bytes; i < pool.slab_bytes; i++)
+        ck_assert_uint_eq(pool.slab[i], 0); /* nothing behind the planes was stored to */
+    munmap(at, 1 << 16);
+    close(fds[0]);
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+    ends_well();
+}
+END_TEST
+
 START_TEST(a_daemon_that_does_not_read_loses_no_answer)
 {
     enum { CALLS = 3000 };
@@ -412,6 +537,7 @@ int main(void)
     tcase_add_test(life, a_buffer_that_could_shrink_or_is_too_short_is_refused);
     tcase_add_test(life, a_dropped_buffer_is_known_no_more);
     tcase_add_test(life, garbage_on_the_socket_is_survived_and_an_envelope_is_answered);
+    tcase_add_test(life, spoiled_jobs_slabs_and_buffers_end_nothing);
     tcase_add_test(life, a_daemon_that_does_not_read_loses_no_answer);
     tcase_add_test(life, no_process_is_listed_where_there_is_no_gpu);
     tcase_add_test(life, end_of_file_ends_it_with_jobs_open);
