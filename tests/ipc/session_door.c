@@ -259,10 +259,10 @@ START_TEST(a_peer_that_never_reads_hurts_no_one)
     int silent = test_connect(&server);
     uint64_t before, sent = 0, answered;
     struct kvp_wire_packet packet;
-    unsigned resident;
+    unsigned resident = test_resident_kib(server.pid, "RssAnon");
 
     before = stats_calls(connection);
-    resident = test_resident_kib(server.pid, "RssAnon");
+    ck_assert_uint_gt(resident, 0);
     ck_assert_int_eq(fcntl(silent, F_SETFL, O_RDWR | O_NONBLOCK), 0);
     ck_assert_int_eq(kvp_wire_pack(GET_STATS, 0, KVP_OK, 1, &request.base, &packet), KVP_OK);
     /* until neither direction takes any more: the daemon has stopped reading, and its own socket is full */
@@ -280,7 +280,9 @@ START_TEST(a_peer_that_never_reads_hurts_no_one)
         stats_calls(connection);
     answered = stats_calls(connection) - before;
     ck_assert_uint_lt(answered, sent + 3000);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* which keep what is freed */
     ck_assert_uint_lt(test_resident_kib(server.pid, "RssAnon"), resident + 4096);
+#endif
 
     /* and when it reads after all, it gets every answer */
     ck_assert_int_eq(fcntl(silent, F_SETFL, O_RDWR), 0);
