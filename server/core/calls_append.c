@@ -270,22 +270,11 @@ static enum kvp_status answer_append(struct kvp_core *core, struct turn *turn, c
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* On the session socket the caller waits for the timeline itself. */
-static bool answered_at_intent(const struct turn *turn)
+static enum kvp_status answer_job(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
+                                  struct kvp_job_id job, uint32_t timeline, uint64_t value)
 {
-    return turn->call->caller.door == KVP_DOOR_SOCKET;
-}
-
-static enum kvp_status wait_for_job(struct kvp_core *core, struct turn *turn, struct kvp_job_id job, uint32_t timeline,
-                                    uint64_t value)
-{
-    struct op *op;
-    TRY(core_op(core, turn, &op));
-    op->job = job;
-    op->job_timeline = timeline;
-    op->job_value = value;
-    op->result = KVP_OK;
-    return core_wait(core, turn, WAIT_JOB, job.slot);
+    TRY(core_job_await(core, turn, job, timeline, value));
+    return answer_append(core, turn, request, timeline, value);
 }
 
 /* ---- repeats
@@ -302,9 +291,7 @@ static enum kvp_status answer_repeat(struct kvp_core *core, struct turn *turn, c
         if (kvp_job_at(core->ledger, slot, &job) != KVP_OK || job.spec.call_id != turn->call_id ||
             !same_session(job.spec.session, turn->session.id))
             continue;
-        if (answered_at_intent(turn))
-            return answer_append(core, turn, request, timeline, turn->outcome.values[1]);
-        return wait_for_job(core, turn, job.id, timeline, turn->outcome.values[1]);
+        return answer_job(core, turn, request, job.id, timeline, turn->outcome.values[1]);
     }
     for (size_t i = 0; i < request->n_seqs; i++) {
         struct kvp_seq_view view;
@@ -365,7 +352,5 @@ enum kvp_status call_append(struct kvp_core *core, struct turn *turn)
     }
     for (size_t i = 0; i < request->n_seqs; i++)
         core_publish_seq(core, append.pool, append.views[i].id.slot);
-    if (answered_at_intent(turn))
-        return answer_append(core, turn, request, spec.timeline, spec.value);
-    return wait_for_job(core, turn, job, spec.timeline, spec.value);
+    return answer_job(core, turn, request, job, spec.timeline, spec.value);
 }

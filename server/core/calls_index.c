@@ -274,7 +274,6 @@ static enum kvp_status indices_job(struct kvp_core *core, struct turn *turn,
     Kvpool__V1__ExecJobRequest job = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
     struct buffer_state *buffer;
     struct kvp_job_id id;
-    struct op *op;
     struct pool_state *pool;
     TRY(core_need_session(core, turn));
     TRY(core_pool_live(core, request->pool, &pool));
@@ -285,14 +284,8 @@ static enum kvp_status indices_job(struct kvp_core *core, struct turn *turn,
     if (status != KVP_OK)
         return core_abort(core, status);
     kvp_txn_commit(core->ledger);
-    if (turn->call->caller.door == KVP_DOOR_SOCKET)
-        return answer_done(core, turn, job.done_timeline, job.done_value);
-    TRY(core_op(core, turn, &op));
-    op->job = id;
-    op->job_timeline = job.done_timeline;
-    op->job_value = job.done_value;
-    op->result = KVP_OK;
-    return core_wait(core, turn, WAIT_JOB, id.slot);
+    TRY(core_job_await(core, turn, id, job.done_timeline, job.done_value));
+    return answer_done(core, turn, job.done_timeline, job.done_value);
 }
 
 enum kvp_status call_get_batch_indices(struct kvp_core *core, struct turn *turn)

@@ -52,6 +52,12 @@ uint64_t core_job_next_value(struct kvp_core *core, struct pool_state *pool, uin
     return value + 1;
 }
 
+bool core_job_sent(const struct kvp_core *core, struct kvp_job_id id)
+{
+    const struct job_state *job = &core->jobs[id.slot];
+    return job->id.generation != id.generation || job->sent != 0;
+}
+
 bool core_session_has_jobs(const struct kvp_core *core, struct kvp_session_id session)
 {
     for (uint32_t i = 0; core->open_jobs != 0 && i < KVP_JOBS_MAX; i++) {
@@ -146,6 +152,7 @@ static void tell_ops(struct kvp_core *core, struct kvp_job_id id, enum kvp_statu
         snprintf(op->text, sizeof(op->text), "%s", text);
     }
     core_wake(core, WAIT_JOB, id.slot);
+    core_wake(core, WAIT_SENT, id.slot);
 }
 
 static void end(struct kvp_core *core, struct job_state *job, enum kvp_status status, const char *text)
@@ -324,6 +331,7 @@ static enum kvp_status send_job(struct kvp_core *core, struct job_state *job)
     core_exec_send(core, job->executor, KVPOOL__V1__METHOD__METHOD_EXEC_JOB,
                    EXEC_TAG(TAG_JOB, (uint64_t)job->id.generation << 16 | job->id.slot), &request->base, NULL, 0);
     kvpool__v1__exec_job_request__free_unpacked(request, NULL);
+    core_wake(core, WAIT_SENT, job->id.slot);
     return KVP_OK;
 }
 
@@ -354,4 +362,22 @@ void core_jobs_pump(struct kvp_core *core)
 {
     while (core->unsent_jobs != 0 && pump_once(core))
         ;
+}
+
+enum kvp_status core_job_await(struct kvp_core *core, struct turn *turn, struct kvp_job_id id, uint32_t timeline,
+                               uint64_t value)
+{
+    bool at_intent = turn->call->caller.door == KVP_DOOR_SOCKET;
+    struct op *op;
+    if (at_intent) {
+        core_jobs_pump(core);
+        if (core_job_sent(core, id))
+            return KVP_OK;
+    }
+    TRY(core_op(core, turn, &op));
+    op->job = id;
+    op->job_timeline = timeline;
+    op->job_value = value;
+    op->result = KVP_OK;
+    return core_wait(core, turn, at_intent ? WAIT_SENT : WAIT_JOB, id.slot);
 }

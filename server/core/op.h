@@ -19,6 +19,7 @@ enum wait_for {
     WAIT_THING,    /* key: op serial; a thing that this op asked for */
     WAIT_REPLY,    /* key: op serial; an executor's answer */
     WAIT_JOB,      /* key: job slot; it ended */
+    WAIT_SENT,     /* key: job slot; an executor has it, or it ended */
     WAIT_MAKER,    /* key: 0; no pool is being made */
     WAIT_RECLAIM,  /* key: pool slot; a slice of reclaim is done */
     WAIT_ADOPT,    /* key: 0; an earlier daemon's ledger is served */
@@ -109,6 +110,14 @@ bool core_op_thing_ready(struct kvp_core *core, struct kvp_thing thing, enum kvp
                          uint64_t bytes);
 /* A thing that this op has; NULL: it has not. */
 const struct op_thing *core_op_thing(const struct op *op, struct kvp_thing thing);
+
+/*
+ * A job of this call is in the ledger. KVP_OK: it may be answered; KVP_WAIT: not yet, and when the handler runs again its
+ * op names the job. On the session socket the caller waits for the timeline itself: it is answered as soon as an executor
+ * has the job, which then outlives this process. gRPC is answered when the job is over.
+ */
+enum kvp_status core_job_await(struct kvp_core *core, struct turn *turn, struct kvp_job_id id, uint32_t timeline,
+                               uint64_t value);
 
 /* ---- transactions of a call
  * --------------------------------------------------------------------------------------------- */

@@ -355,6 +355,8 @@ enum exec_tag {
 enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const Kvpool__V1__ExecJobRequest *request);
 /* Undo core_job_take: the transaction was not committed. */
 void core_job_forget(struct kvp_core *core, struct kvp_job_id id);
+/* Is it with an executor, or over? */
+bool core_job_sent(const struct kvp_core *core, struct kvp_job_id id);
 /* Hand out what can be handed out. */
 void core_jobs_pump(struct kvp_core *core);
 void core_job_reply(struct kvp_core *core, uint32_t executor, uint64_t low, enum kvp_status status, const char *text);

@@ -11,6 +11,7 @@
  * Memory: a connection is held by its handles and by the parkings under way, and freed with the last of them.
  */
 #include "session_door.h"
+#include "kill_point.h"
 #include "kvp_wire.h"
 #include "log.h"
 #include "peer.h"
@@ -277,7 +278,9 @@ static enum kvp_status try_answer(struct connection *connection, enum kvp_status
 
     if (sent != KVP_OK)
         return sent;
+    kvp_kill_point(KVP_KILL_BEFORE_REPLY);
     sent = kvp_wire_send(connection->socket, &packet, fds, n_fds);
+    kvp_kill_point(KVP_KILL_AFTER_REPLY);
     if (sent == KVP_EAGAIN && keep_answer(connection, &packet, fds, n_fds) == KVP_OK)
         return KVP_OK;
     kvp_wire_packet_free(&packet);
@@ -418,6 +421,7 @@ static void start_call(struct connection *connection)
     message->n_fds = frame->n_fds;
     memcpy(connection->fds, frame->fds, sizeof(int) * frame->n_fds);
     frame->n_fds = 0;
+    kvp_kill_point(KVP_KILL_AFTER_PEEK);
     kvp_core_call(connection->door->core, &connection->call);
 }
 
