@@ -1,0 +1,146 @@
+"""An embedded daemon: a kvpoold of this process's own, where no service runs.
+
+    this process ── pipe ──► /bin/sh ── child ──► kvpoold ──► kvpool-exec
+                             waits for the pipe, ends kvpoold, removes the folder
+
+The shell does what this process could not do when it is killed: the pipe's end-of-file tells it. It sits in a session
+of its own, so that a Ctrl-C at the terminal does not take the daemon from under this process. One daemon is started a
+process, at the first connect() that needs it; a forked child starts one of its own.
+"""
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from . import _abi
+from .errors import Disconnected
+
+if TYPE_CHECKING:
+    import subprocess
+
+END_S = 20
+SOCKET_BYTES_MAX = 90
+
+_SCRIPT = """
+"$1" --runtime-dir "$2" </dev/null >"$2/log" 2>&1 &
+daemon=$!
+echo "$daemon" >"$2/pid"
+read -r _
+kill -TERM "$daemon" 2>/dev/null
+wait "$daemon"
+rm -rf "$2"
+"""
+
+_lock = threading.Lock()
+_running: EmbeddedDaemon | None = None
+
+
+def find_program() -> str | None:
+    """kvpoold: in $KVPOOL_BIN_DIR, beside this file (a wheel carries it there), or on PATH."""
+    import shutil
+
+    places = [os.environ.get("KVPOOL_BIN_DIR"), os.path.join(os.path.dirname(__file__), "bin")]
+    for place in places:
+        if place and os.access(os.path.join(place, "kvpoold"), os.X_OK):
+            return os.path.join(place, "kvpoold")
+    return shutil.which("kvpoold")
+
+
+def _make_folder() -> str:
+    """A socket's path is short: a long $TMPDIR is passed over."""
+    import tempfile
+
+    folder = tempfile.mkdtemp(prefix="kvpool-")
+    if len(os.fsencode(folder)) <= SOCKET_BYTES_MAX:
+        return folder
+    os.rmdir(folder)
+    return tempfile.mkdtemp(prefix="kvpool-", dir="/tmp")
+
+
+class EmbeddedDaemon:
+    """A kvpoold in a temporary folder; ends when `end` is called, or this process ends."""
+
+    def __init__(self, program: str) -> None:
+        import subprocess
+
+        self.pid = os.getpid()
+        self.folder = _make_folder()
+        self.endpoint = os.path.join(self.folder, "kvpool.sock")
+        try:
+            self.shell: subprocess.Popen[bytes] = subprocess.Popen(
+                ["/bin/sh", "-c", _SCRIPT, "kvpool-embedded", program, self.folder],
+                stdin=subprocess.PIPE, start_new_session=True,
+            )
+        except BaseException:
+            os.rmdir(self.folder)
+            raise
+
+    def ended(self) -> bool:
+        """Whether the daemon has ended by itself: then it is its shell's zombie."""
+        try:
+            with open(os.path.join(self.folder, "pid")) as file:
+                pid = int(file.read())
+            with open(f"/proc/{pid}/stat") as file:
+                return file.read().rpartition(")")[2].split()[0] == "Z"
+        except (OSError, ValueError, IndexError):
+            return self.shell.poll() is not None
+
+    def log(self) -> str:
+        """What the daemon has logged."""
+        try:
+            with open(os.path.join(self.folder, "log"), errors="replace") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+    def end(self) -> None:
+        """Ask it to end, and wait until the folder is gone."""
+        import subprocess
+
+        assert self.shell.stdin is not None
+        try:
+            self.shell.stdin.write(b"\n")
+            self.shell.stdin.close()
+        except BrokenPipeError:
+            pass
+        try:
+            self.shell.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.shell.kill()
+            self.shell.wait()
+
+
+def start() -> EmbeddedDaemon:
+    """This process's daemon, started if need be. Raises Disconnected where there is no program for it."""
+    global _running
+    with _lock:
+        if _running is not None and _running.pid == os.getpid() and not _running.ended():
+            return _running
+        program = find_program()
+        if program is None:
+            raise Disconnected(
+                "no kvpool service runs here, and there is no kvpoold to embed: start one, set $KVPOOL_ENDPOINT, "
+                "or put kvpoold on PATH or in $KVPOOL_BIN_DIR"
+            )
+        if _running is not None and _running.pid == os.getpid():
+            _running.end()
+        _running = EmbeddedDaemon(program)
+        return _running
+
+
+def end() -> None:
+    """End this process's daemon, if there is one."""
+    global _running
+    with _lock:
+        if _running is not None and _running.pid == os.getpid():
+            _running.end()
+        _running = None
+
+
+@atexit.register
+def _leave() -> None:
+    if _abi.library.cache_info().currsize:
+        _abi.library().kvp_owner_forever()
+    end()

@@ -1,0 +1,227 @@
+"""Connecting to kvpool: `connect`, `Client`, and who owns what is mapped."""
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import _abi, _embedded
+from .errors import Disconnected, KvpoolError, SessionEnded, check, fail
+from .spec import PoolInfo, PoolSpec, info_from_c, to_c
+
+if TYPE_CHECKING:
+    from .pool import Pool
+
+ENDPOINT_DEFAULT = "/run/kvpool/kvpool.sock"
+EMBEDDED_START_S = 30.0
+_EMBEDDED_TRY_MS = 100
+
+
+class Owner:
+    """A reference of ours on a kvp_owner: given up with this object, or before by `release`."""
+
+    __slots__ = ("pointer",)
+
+    def __init__(self, pointer: int) -> None:
+        self.pointer: int | None = pointer
+
+    def release(self) -> int:
+        """The status of what its end did; 0 where others still hold it."""
+        pointer, self.pointer = self.pointer, None
+        return int(_abi.library().kvp_owner_release(pointer)) if pointer else 0
+
+    def __del__(self) -> None:
+        self.release()
+
+
+class SessionInfo(NamedTuple):
+    """The session that a client's calls belong to."""
+
+    session_id: int
+    """Public: names the session in `Sequence.transfer`."""
+    epoch: int
+    """Counts the daemon's starts on its ledger."""
+    instance: bytes
+    """uuid of the ledger."""
+    resume_secret: bytes
+    """Claims durable sequences after the session's death."""
+
+
+def _connect(endpoint: str, connect_ms: int, reconnect_ms: int, session: str | None) -> int:
+    options = _abi.ConnectOptions(connect_ms=connect_ms, reconnect_ms=reconnect_ms,
+                                  session=session.encode() if session else None)
+    client = ctypes.c_void_p()
+    check(_abi.library().kvp_connect(os.fsencode(endpoint), ctypes.byref(options), ctypes.byref(client)))
+    assert client.value is not None
+    return client.value
+
+
+def _connect_embedded(reconnect_ms: int) -> tuple[int, str]:
+    daemon = _embedded.start()
+    deadline = time.monotonic() + EMBEDDED_START_S
+    while True:
+        try:
+            return _connect(daemon.endpoint, _EMBEDDED_TRY_MS, reconnect_ms, None), daemon.endpoint
+        except Disconnected as error:
+            if time.monotonic() < deadline and not daemon.ended():
+                continue
+            lines = daemon.log().strip().splitlines()
+            raise Disconnected(f"the embedded kvpoold does not serve: {lines[-1] if lines else error}") from None
+
+
+def connect(endpoint: str | os.PathLike[str] | None = None, *, connect_ms: int = 0, reconnect_ms: int = 0,
+            session: str | None = None) -> Client:
+    """Connect to the daemon, in a session of this process's own.
+
+    `endpoint`: the session socket's path; None: $KVPOOL_ENDPOINT, else the running service's socket, else an embedded
+    daemon for this process, which ends with it. `connect_ms`: try for so long (0: once). `reconnect_ms`: try a lost
+    connection again for so long (0: 5 s). `session`: the token of a session by lease to be.
+
+    Raises Disconnected where nobody listens, NotPermitted where the socket is not ours to use, SessionEnded where the
+    token's session is unknown.
+    """
+    if endpoint is None:
+        endpoint = os.environ.get("KVPOOL_ENDPOINT") or None
+    if endpoint is not None:
+        path = os.fspath(endpoint)
+        return Client(_connect(path, connect_ms, reconnect_ms, session), path, embedded=False)
+    if session is not None or os.path.exists(ENDPOINT_DEFAULT):
+        try:
+            return Client(_connect(ENDPOINT_DEFAULT, connect_ms, reconnect_ms, session), ENDPOINT_DEFAULT,
+                          embedded=False)
+        except Disconnected:
+            if session is not None:
+                raise
+    pointer, path = _connect_embedded(reconnect_ms)
+    return Client(pointer, path, embedded=True)
+
+
+class Client:
+    """A connection to the daemon and its session. Made by `connect`; threads may share it, forked children may not.
+
+    A context manager: closed at the end of its block.
+    """
+
+    def __init__(self, pointer: int, endpoint: str, *, embedded: bool) -> None:
+        self._pointer = pointer
+        owner = ctypes.c_void_p()
+        check(_abi.library().kvp_owner_of_client(pointer, ctypes.byref(owner)))
+        assert owner.value is not None
+        self._owner = Owner(owner.value)
+        self._pools: list[Pool] = []
+        self._session: SessionInfo | None = None
+        self.endpoint = endpoint
+        """The session socket."""
+        self.embedded = embedded
+        """Whether the daemon is this process's own."""
+
+    def __repr__(self) -> str:
+        return f"<kvpool.Client {self.endpoint}{'' if self._owner.pointer else ', closed'}>"
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def pointer(self) -> int:
+        """The kvp_client, for calls of libkvpool that this package does not wrap. Raises SessionEnded when closed."""
+        if self._owner.pointer is None:
+            raise SessionEnded("the client is closed")
+        return self._pointer
+
+    def close(self) -> None:
+        """Detach every pool, closing the sequences that were opened in it here, and disconnect.
+
+        Tensors that were made of a pool stay valid, and keep the connection until they are gone.
+        """
+        if self._owner.pointer is None:
+            return
+        for pool in list(self._pools):
+            try:
+                pool.detach()
+            except KvpoolError:
+                pool.abandon()
+        self._owner.release()
+
+    @property
+    def session(self) -> SessionInfo:
+        """The session that this client's calls belong to: one call, the first time."""
+        if self._session is None:
+            info = _abi.SessionInfo()
+            check(_abi.library().kvp_session_info(self.pointer, ctypes.byref(info)))
+            secret = bytes(info.resume_secret)[: info.resume_secret_bytes]
+            self._session = SessionInfo(info.session_id, info.epoch, bytes(info.instance), secret)
+        return self._session
+
+    def create_pool(self, spec: PoolSpec) -> Pool:
+        """Make a pool, or find the one of that name and the same spec, and attach it.
+
+        Raises InvalidArgument where the spec is out of a limit, AlreadyExists where there is another of that name,
+        OutOfMemory, NoDevice or DeviceError where its memory is not to be had.
+        """
+        made, _kept = to_c(spec)
+        check(_abi.library().kvp_pool_create(self.pointer, ctypes.byref(made), None))
+        return self.attach(spec.name)
+
+    def attach(self, name: str, *, model: str | None = None, layout_digest: tuple[int, int] | None = None,
+               join: int = 0) -> Pool:
+        """Map a pool into this process.
+
+        `model`, `layout_digest`: what they must be. `join`: session id of the owner whose group this rank joins.
+        Raises NotFound, LayoutMismatch, LimitReached, PoolLost, NoDevice.
+        """
+        from .pool import Pool
+
+        options = _abi.AttachOptions(model=model.encode() if model is not None else None, join=join)
+        if layout_digest is not None:
+            options.layout_digest = (ctypes.c_uint64 * 2)(*layout_digest)
+        pointer = ctypes.c_void_p()
+        status = _abi.library().kvp_attach(self.pointer, name.encode(), ctypes.byref(options), ctypes.byref(pointer))
+        if status != 0:
+            fail(status, layout=True)
+        assert pointer.value is not None
+        pool = Pool(self, self._owner, pointer.value)
+        self._pools.append(pool)
+        return pool
+
+    def _forget(self, pool: Pool) -> None:
+        if pool in self._pools:
+            self._pools.remove(pool)
+
+    def pools(self) -> list[str]:
+        """The names of all pools."""
+        names = ctypes.POINTER(ctypes.c_char_p)()
+        n = ctypes.c_size_t()
+        check(_abi.library().kvp_pool_list(self.pointer, ctypes.byref(names), ctypes.byref(n)))
+        found = [(name or b"").decode() for name in names[: n.value]]
+        _abi.libc().free(ctypes.cast(names, ctypes.c_void_p))
+        return found
+
+    def describe(self, name: str) -> PoolInfo:
+        """A pool as it is now. Raises NotFound."""
+        info = ctypes.POINTER(_abi.PoolInfo)()
+        check(_abi.library().kvp_pool_describe(self.pointer, name.encode(), ctypes.byref(info)))
+        try:
+            return info_from_c(info.contents)
+        finally:
+            _abi.library().kvp_pool_info_free(ctypes.cast(info, ctypes.c_void_p))
+
+    def delete_pool(self, name: str) -> None:
+        """Raises NotFound; Busy while sessions have it attached, or its pages retire."""
+        check(_abi.library().kvp_pool_delete(self.pointer, name.encode()))
+
+    def audit(self) -> list[str]:
+        """Walk the ledger: a sentence for each violation of its invariants, at least for the first of them. [] is
+        clean."""
+        count = ctypes.c_uint32()
+        texts = ctypes.POINTER(ctypes.c_char_p)()
+        n = ctypes.c_size_t()
+        check(_abi.library().kvp_audit(self.pointer, ctypes.byref(count), ctypes.byref(texts), ctypes.byref(n)))
+        found = [(text or b"").decode(errors="replace") for text in texts[: n.value]]
+        _abi.libc().free(ctypes.cast(texts, ctypes.c_void_p))
+        return found + ["a violation without a text"] * (count.value - len(found))

@@ -1,0 +1,191 @@
+"""`PagedKVCacheManager`: a paged KV cache by request id, in one class.
+
+By itself it owns a cache of its own, in the memory of what is first appended (numpy or torch, host or CUDA). With
+`pool` it stands on a kvpool pool: the pages are the daemon's, and outlive this process as sequences do.
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import _views
+from .errors import InvalidArgument, OutOfPages
+from .page import append_paged_kv_cache
+
+if TYPE_CHECKING:
+    from .pool import Pool
+    from .sequence import Sequence
+
+
+class _Store(Protocol):
+    cache: Any
+
+    def append(self, request_id: Hashable, k: Any, v: Any) -> None: ...
+    def pages(self, request_id: Hashable) -> list[int] | None: ...
+    def length(self, request_id: Hashable) -> int: ...
+    def free(self, request_id: Hashable) -> None: ...
+    def free_pages(self) -> int: ...
+
+
+def _array(like: Any, values: list[int]) -> Any:
+    if _views.is_torch(like):
+        torch = sys.modules["torch"]
+        return torch.tensor(values, dtype=torch.int32, device=like.device)
+    import numpy
+
+    return numpy.array(values, dtype="int32")
+
+
+class _Own:
+    """A cache of the manager's own, and a free list of its pages."""
+
+    def __init__(self, pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: Any, device: Any) -> None:
+        self._shape = (pages, 2, page_size, kv_heads, head_dim)
+        self._page_size = page_size
+        self._dtype = dtype
+        self._device = device
+        self._free = list(range(pages - 1, -1, -1))
+        self._requests: dict[Hashable, tuple[list[int], int]] = {}
+        self.cache: Any = None
+
+    def _make(self, like: Any) -> None:
+        if _views.is_torch(like):
+            torch = sys.modules["torch"]
+            dtype = getattr(torch, self._dtype) if isinstance(self._dtype, str) else self._dtype or like.dtype
+            self.cache = torch.zeros(self._shape, dtype=dtype,
+                                     device=like.device if self._device is None else self._device)
+        else:
+            import numpy
+
+            if self._device not in (None, "cpu"):
+                raise InvalidArgument(f"a numpy array can not be on {self._device}")
+            self.cache = numpy.zeros(self._shape, dtype=self._dtype or like.dtype)
+
+    def append(self, request_id: Hashable, k: Any, v: Any) -> None:
+        if self.cache is None:
+            self._make(k)
+        pages, length = self._requests.get(request_id, ([], 0))
+        n = int(k.shape[0])
+        short = -(-(length + n) // self._page_size) - len(pages)
+        if short > len(self._free):
+            error = OutOfPages(f"request {request_id!r} needs {short} pages; {len(self._free)} of "
+                               f"{self._shape[0]} are free")
+            error.missing = short - len(self._free)
+            raise error
+        taken = [*pages, *self._free[len(self._free) - short :][::-1]]
+        append_paged_kv_cache(
+            k, v, _array(k, [0] * n), _array(k, list(range(length, length + n))), self.cache, _array(k, taken),
+            _array(k, [0, len(taken)]), None)
+        del self._free[len(self._free) - short :]
+        self._requests[request_id] = (taken, length + n)
+
+    def pages(self, request_id: Hashable) -> list[int] | None:
+        return self._requests[request_id][0] if request_id in self._requests else None
+
+    def length(self, request_id: Hashable) -> int:
+        return self._requests[request_id][1] if request_id in self._requests else 0
+
+    def free(self, request_id: Hashable) -> None:
+        pages, _ = self._requests.pop(request_id, ([], 0))
+        self._free.extend(reversed(pages))
+
+    def free_pages(self) -> int:
+        return len(self._free)
+
+
+class _OnPool:
+    """The pages of a pool: a sequence a request."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._requests: dict[Hashable, Sequence] = {}
+        self.cache: Any = pool.joined_layer(0)
+
+    def append(self, request_id: Hashable, k: Any, v: Any) -> None:
+        seq = self._requests.get(request_id)
+        if seq is not None:
+            seq.append(k, v)
+            return
+        seq = self._pool.open(request_id if isinstance(request_id, int) else str(request_id))
+        try:
+            seq.append(k, v)
+        except BaseException:
+            seq.close()
+            raise
+        self._requests[request_id] = seq
+
+    def pages(self, request_id: Hashable) -> list[int] | None:
+        seq = self._requests.get(request_id)
+        return None if seq is None else seq.pages[: -(-self.length(request_id) // self._pool.page_size)]
+
+    def length(self, request_id: Hashable) -> int:
+        seq = self._requests.get(request_id)
+        return 0 if seq is None else seq.length
+
+    def free(self, request_id: Hashable) -> None:
+        seq = self._requests.pop(request_id, None)
+        if seq is not None:
+            seq.close()
+
+    def free_pages(self) -> int:
+        return self._pool.free_pages
+
+
+class PagedKVCacheManager:
+    """A paged KV cache of `max_num_pages` pages of `page_size` tokens, by request id.
+
+    `kv_cache` is [max_num_pages, 2, page_size, num_kv_heads, head_dim]: torch or numpy, made at the first append of
+    its kind, with its dtype, on its device, where `dtype` and `device` do not say other ones. With `pool` (of one
+    layer and the same geometry) it is that pool's memory. Threads: one at a time.
+    """
+
+    def __init__(self, max_num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, *, dtype: Any = None,
+                 device: Any = None, pool: Pool | None = None) -> None:
+        if min(max_num_pages, page_size, num_kv_heads, head_dim) < 1:
+            raise InvalidArgument("pages, page_size, heads and head_dim are from 1 on")
+        self.max_num_pages = max_num_pages
+        self.page_size = page_size
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = head_dim
+        self._like: Any = None
+        self._store: _Store
+        if pool is None:
+            self._store = _Own(max_num_pages, page_size, num_kv_heads, head_dim, dtype, device)
+            return
+        wanted = (max_num_pages, page_size, 1, {(num_kv_heads, head_dim)})
+        if (pool.pages, pool.page_size, pool.layers, {(plane.heads, plane.dim) for plane in pool.planes}) != wanted:
+            raise InvalidArgument(f"pool {pool.name} is not of one layer with {num_kv_heads} heads of {head_dim}, "
+                                  f"{max_num_pages} pages of {page_size} tokens")
+        self._store = _OnPool(pool)
+
+    @property
+    def kv_cache(self) -> Any:
+        """The cache; None before the first append of a manager without a pool."""
+        return self._store.cache
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that no request has."""
+        return self._store.free_pages()
+
+    def append(self, request_id: Hashable, k: Any, v: Any) -> None:
+        """Store a token's K and V, [num_kv_heads, head_dim] each, or those of several, [tokens, ...], behind what the
+        request has. All or nothing: raises OutOfPages, InvalidArgument."""
+        if len(k.shape) == 2:
+            k, v = k[None], v[None]
+        self._like = k[:0]
+        self._store.append(request_id, k, v)
+
+    def get_page_table(self, request_id: Hashable) -> Any:
+        """The request's page ids, int32 [pages], where its K and V are; None of a request without tokens."""
+        pages = self._store.pages(request_id)
+        return None if pages is None else _array(self._like, pages)
+
+    def get_seq_len(self, request_id: Hashable) -> int:
+        """How many tokens the request has; 0 of an unknown one."""
+        return self._store.length(request_id)
+
+    def free(self, request_id: Hashable) -> None:
+        """Give the request's pages back. One that is unknown is fine."""
+        self._store.free(request_id)

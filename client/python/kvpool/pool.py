@@ -1,0 +1,478 @@
+"""An attached pool: its memory as arrays, its sequences, and its page table, which is read without a call."""
+from __future__ import annotations
+
+import array
+import ctypes
+import threading
+from collections.abc import Iterator
+from collections.abc import Sequence as Listing
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from . import _abi, _views
+from ._append import Source, Steps, sources_of
+from .client import Owner
+from .errors import Busy, InvalidArgument, SessionEnded, StaleHandle, check, fail
+from .plane import Plane
+from .sequence import Point, Sequence, SequenceInfo
+from .spec import PlaneSpec, PoolInfo, info_from_c
+
+if TYPE_CHECKING:
+    from .client import Client
+
+_LIST_ENTRIES = 1024
+_TIMELINE = 1
+
+
+def key_of(key: int | str) -> int:
+    """A sequence's 64-bit key: of a text its BLAKE2b digest. Raises InvalidArgument for a number that is none."""
+    if isinstance(key, str):
+        import hashlib
+
+        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+    if not 0 <= key < 1 << 64:
+        raise InvalidArgument(f"key {key} is not in 0..2**64-1")
+    return key
+
+
+def _u32s(what: str, values: Listing[int], n: int) -> array.array[int]:
+    if len(values) != n:
+        raise InvalidArgument(f"{len(values)} {what} for {n} sequences")
+    try:
+        return array.array("I", values)
+    except OverflowError:
+        raise InvalidArgument(f"{what} are 0..{(1 << 32) - 1}") from None
+
+
+class Advance:
+    """An `advance` under way; `wait` ends it, once."""
+
+    def __init__(self, pool: Pool, pointer: int, seqs: list[Sequence], reserved: array.array[int],
+                 truncate: bool) -> None:
+        self._pool = pool
+        self._pointer: int | None = pointer
+        self._seqs = seqs
+        self._reserved = reserved
+        self._truncate = truncate
+
+    def wait(self, *, stream: Any = None) -> None:
+        """Wait for the answer, and carry out on `stream` the copies that the sequences owe.
+
+        Raises OutOfPages (`.missing` pages; nothing changed), StaleHandle, InvalidArgument.
+        """
+        pointer, self._pointer = self._pointer, None
+        if pointer is None:
+            raise InvalidArgument("this advance has been waited for")
+        copies = (_abi.PageCopy * len(self._seqs))()
+        n = ctypes.c_uint32()
+        missing = ctypes.c_uint32()
+        status = _abi.library().kvp_advance_wait(pointer, copies, ctypes.byref(n), ctypes.byref(missing))
+        if status != 0:
+            fail(status, missing=missing.value)
+        self._pool._advanced(self._seqs, self._reserved, self._truncate)
+        self._pool._settle(self._seqs, copies[: n.value], stream)
+
+
+class Pool:
+    """A pool, mapped into this process. Made by `Client.attach` and `Client.create_pool`.
+
+    A context manager: detached at the end of its block. Threads may share it; a sequence is one thread's at a time.
+    """
+
+    def __init__(self, client: Client, client_owner: Owner, pointer: int) -> None:
+        library = _abi.library()
+        owner = ctypes.c_void_p()
+        check(library.kvp_owner_of_pool(client_owner.pointer, pointer, ctypes.byref(owner)))
+        assert owner.value is not None
+        self.client = client
+        self._owner: Owner | None = Owner(owner.value)
+        self._pointer = pointer
+        self._lock = threading.Lock()
+        self._sequences: dict[int, Sequence] = {}
+        self._durable: set[int] = set()
+        self._signalled = 0
+        info = _abi.PoolInfo.from_address(library.kvp_pool_info(pointer))
+        self.info: PoolInfo = info_from_c(info)
+        """How it was when it was attached."""
+        self.name: str = self.info.spec.name
+        self.page_size: int = self.info.spec.page_size
+        self.pages: int = self.info.spec.pages
+        self.planes: tuple[PlaneSpec, ...] = self.info.spec.planes
+        self.layers: int = self.info.spec.layers
+        self._index = {(plane.layer, plane.component): i for i, plane in enumerate(self.planes)}
+        self._steps = Steps(self)
+
+    def __repr__(self) -> str:
+        return f"<kvpool.Pool {self.name}: {self.pages} pages of {self.page_size} tokens, {self.backend}>"
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.detach()
+
+    @property
+    def pointer(self) -> int:
+        """The kvp_pool, for calls of libkvpool that this package does not wrap. Raises SessionEnded when detached."""
+        if self._owner is None:
+            raise SessionEnded(f"pool {self.name} is detached")
+        return self._pointer
+
+    @property
+    def backend(self) -> str:
+        """"host" or "cuda": where its memory is."""
+        return "cuda" if self.info.cuda else "host"
+
+    @property
+    def free_pages(self) -> int:
+        """How many pages are free now: one call."""
+        return self.client.describe(self.name).free_pages
+
+    def check(self) -> None:
+        """Raises SessionEnded or PoolLost once the session or the memory is gone. No call."""
+        check(_abi.library().kvp_pool_state(self.pointer))
+
+    def detach(self) -> None:
+        """Close the sequences that were opened here, and let go. The memory is unmapped when the last tensor made of
+        it is gone. Raises Busy where durable sequences, or some that were transferred here, are open: close those, or
+        close the client, which leaves durable ones for a claim."""
+        if self._owner is None:
+            return
+        ours = [seq for wire, seq in self._sequences.items() if wire not in self._durable]
+        for at in range(0, len(ours), _abi.BATCH_MAX):
+            self.close_sequences(ours[at : at + _abi.BATCH_MAX])
+        left = sum(1 for entry in self.sequences() if entry.state in ("open", "busy"))
+        if left:
+            raise Busy(f"{left} sequences of this session are open in pool {self.name}")
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of it without a word about its sequences: they end with the session."""
+        owner, self._owner = self._owner, None
+        self._steps.end()
+        for seq in self._sequences.values():
+            seq.closed = True
+        self._sequences.clear()
+        self.client._forget(self)
+        if owner is not None:
+            owner.release()
+
+    # ---- memory ------------------------------------------------------------------------------------------------
+
+    def plane(self, index: int, rank: int = 0) -> Plane:
+        """A plane by its index in `planes`: [pages, page_size, heads, dim], or as `Plane` says. Raises
+        InvalidArgument."""
+        seen = self._view(index, rank)
+        shape, strides = self._shape(index, seen)
+        assert self._owner is not None
+        return Plane(self._owner, seen.base, shape, strides, seen.dtype, self.info.cuda)
+
+    def layer(self, layer: int, rank: int = 0) -> tuple[Plane, ...]:
+        """A layer's planes: (k, v), or (ckv, kpe) of MLA. Raises InvalidArgument."""
+        return tuple(self.plane(i, rank) for i in self._layer(layer))
+
+    def joined_layer(self, layer: int, rank: int = 0) -> Plane:
+        """K and V of a layer as one array [pages, 2, page_size, heads, dim] (HND: [pages, 2, heads, page_size, dim]);
+        of MLA in a joined pool [pages, page_size, ckv + kpe]. Raises InvalidArgument where their shapes do not
+        allow it."""
+        index = self._layer(layer)
+        if len(index) != 2:
+            raise InvalidArgument(f"layer {layer} has {len(index)} planes, not two")
+        first, second = (self._view(i, rank) for i in index)
+        shape, strides = self._shape(index[0], first)
+        other_shape, other_strides = self._shape(index[1], second)
+        apart = second.base - first.base
+        assert self._owner is not None
+        if len(shape) == 3 and apart == shape[2] * strides[2] and strides[:2] == other_strides[:2]:
+            shape = (shape[0], shape[1], shape[2] + other_shape[2])
+        elif len(shape) == 4 and (shape, strides, first.dtype) == (other_shape, other_strides, second.dtype) and (
+                apart > 0):
+            shape, strides = (shape[0], 2, *shape[1:]), (strides[0], apart, *strides[1:])
+        else:
+            raise InvalidArgument(f"the planes of layer {layer} of pool {self.name} do not join")
+        return Plane(self._owner, first.base, shape, strides, first.dtype, self.info.cuda)
+
+    def _view(self, index: int, rank: int) -> _abi.PlaneView:
+        if not 0 <= index < len(self.planes) or rank < 0:
+            raise InvalidArgument(f"plane {index} of rank {rank} is none of the {len(self.planes)} of {self.name}")
+        seen = _abi.PlaneView()
+        check(_abi.library().kvp_pool_plane(self.pointer, rank, index, ctypes.byref(seen)))
+        return seen
+
+    def _shape(self, index: int, seen: _abi.PlaneView) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        size = _abi.DTYPES[seen.dtype][1]
+        if self.planes[index].component in ("ckv", "kpe") and seen.heads == 1:
+            return (self.pages, self.page_size, seen.dim), (seen.page_stride, seen.token_stride, size)
+        token, head = (self.page_size, seen.token_stride), (seen.heads, seen.head_stride)
+        first, second = (head, token) if self.info.spec.order == "HND" else (token, head)
+        return (self.pages, first[0], second[0], seen.dim), (seen.page_stride, first[1], second[1], size)
+
+    def _layer(self, layer: int) -> list[int]:
+        index = [self._index[layer, name] for name in _abi.COMPONENT_CODES if (layer, name) in self._index]
+        if not index:
+            raise InvalidArgument(f"layer {layer} is none of the {self.layers} of pool {self.name}")
+        return index
+
+    # ---- sequences -----------------------------------------------------------------------------------------------
+
+    def open(self, key: int | str, *, durable: bool = False) -> Sequence:
+        """A sequence by key, empty; or the one of that key that is open in this session. `durable`: it outlives its
+        session by the pool's linger_ms. Raises LimitReached where all rows are in use."""
+        return self.open_many([key], durable=durable)[0]
+
+    def open_many(self, keys: Listing[int | str], *, durable: bool = False) -> list[Sequence]:
+        """The same for up to 1024 keys in one call, all or nothing."""
+        numbers = array.array("Q", [key_of(key) for key in keys])
+        wires = array.array("Q", bytes(8 * len(numbers)))
+        check(_abi.library().kvp_seq_open(self.pointer, len(numbers), _views.address(numbers),
+                                          _abi.DURABLE if durable else 0, _views.address(wires)))
+        if durable:
+            self._durable.update(wires)
+        return [self._known(wire, key) for wire, key in zip(wires, numbers)]
+
+    def _known(self, wire: int, key: int) -> Sequence:
+        with self._lock:
+            seq = self._sequences.get(wire)
+            if seq is None:
+                seq = self._sequences[wire] = Sequence(self, wire, key)
+            return seq
+
+    def _handles(self, seqs: Listing[Sequence]) -> array.array[int]:
+        for seq in seqs:
+            if seq.closed:
+                raise StaleHandle(f"sequence {seq.slot}.{seq.generation} is closed")
+            if seq.pool is not self:
+                raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} is of pool {seq.pool.name}")
+        return array.array("Q", [seq.wire for seq in seqs])
+
+    def _gone(self, seqs: Listing[Sequence]) -> None:
+        with self._lock:
+            for seq in seqs:
+                seq.closed = True
+                self._sequences.pop(seq.wire, None)
+                self._durable.discard(seq.wire)
+
+    def advance(self, seqs: Listing[Sequence], reserved: Listing[int], *, truncate: bool = False,
+                after: Point | None = None, stream: Any = None) -> None:
+        """Set how many tokens each sequence has room for: one call, all or nothing, up to 1024 sequences.
+
+        State, not change: a repeat does nothing. Less than now needs `truncate`, which on CUDA pools gives pages back
+        when `after` is reached (None: when `stream` gets there). Copies that the sequences owe are carried out on
+        `stream`. Raises OutOfPages (`.missing`), StaleHandle, InvalidArgument; nothing changed then.
+        """
+        self.advance_begin(seqs, reserved, truncate=truncate, after=after, stream=stream).wait(stream=stream)
+
+    def advance_begin(self, seqs: Listing[Sequence], reserved: Listing[int], *, truncate: bool = False,
+                      after: Point | None = None, stream: Any = None) -> Advance:
+        """The first half of `advance`: the round trip overlaps what is done until `Advance.wait`, which must come."""
+        kept = list(seqs)
+        wires = self._handles(kept)
+        room = _u32s("reserved", reserved, len(kept))
+        points = self._points(after, len(kept), stream) if truncate else None
+        pointer = ctypes.c_void_p()
+        check(_abi.library().kvp_advance_begin(
+            self.pointer, len(kept), _views.address(wires), _views.address(room), points,
+            _abi.TRUNCATE if truncate else 0, ctypes.byref(pointer)))
+        assert pointer.value is not None
+        return Advance(self, pointer.value, kept, room, truncate)
+
+    def _advanced(self, seqs: list[Sequence], reserved: array.array[int], truncate: bool) -> None:
+        for seq, tokens in zip(seqs, reserved):
+            if truncate:
+                seq._copied = None
+                seq._enqueued = min(seq._enqueued, tokens)
+            seq._reserved = tokens
+
+    def _settle(self, seqs: Listing[Sequence], copies: Listing[_abi.PageCopy], stream: Any) -> None:
+        """Carry out owed copies, each once: a later reply lists one until the daemon has seen the tokens behind it."""
+        done = {seq._copied for seq in seqs}
+        fresh = [copy for copy in copies if (copy.source, copy.destination, copy.tokens) not in done]
+        if not fresh:
+            return
+        self._steps.copy(fresh, _views.stream_of(stream) if self.info.cuda else 0)
+        for seq in seqs:
+            pages = set(self.row(seq)) if len(fresh) > 1 or len(seqs) > 1 else None
+            for copy in fresh:
+                if pages is None or copy.destination in pages:
+                    seq._copied = (copy.source, copy.destination, copy.tokens)
+
+    def append(self, seqs: Listing[Sequence], *components: Any, tokens: Listing[int] | None = None,
+               stream: Any = None) -> list[int]:
+        """Write tokens behind those of each sequence, in this process: `Sequence.append` for a batch.
+
+        Each component is [sum(tokens), heads, dim] in the batch's order, a layer or one array a layer; `tokens` how
+        many are each sequence's (None: one each; of a single sequence, all). Room is reserved where there is none, in
+        one call. Returns the lengths after. Raises OutOfPages, StaleHandle, InvalidArgument; nothing is written then.
+        """
+        kept = list(seqs)
+        wires = self._handles(kept)
+        found: list[Source] = sources_of(self, components)
+        nnz = found[0].tokens
+        if tokens is None:
+            tokens = [nnz] if len(kept) == 1 else [1] * len(kept)
+        counts = list(tokens)
+        if sum(counts) != nnz:
+            raise InvalidArgument(f"{nnz} tokens for sequences that take {sum(counts)}")
+        start = [seq.length for seq in kept]
+        after = [at + count for at, count in zip(start, counts)]
+        self._make_room(kept, after, stream)
+        self._steps.append(wires, _u32s("tokens", counts, len(kept)), _u32s("starts", start, len(kept)), after, found,
+                           _views.stream_of(stream) if self.info.cuda else 0)
+        for seq, length in zip(kept, after):
+            seq._enqueued = length
+        return after
+
+    def _make_room(self, seqs: list[Sequence], lengths: list[int], stream: Any) -> None:
+        """Whole pages, so that the appends that fill them make no call."""
+        short = [(seq, length) for seq, length in zip(seqs, lengths) if length > seq.reserved]
+        if not short:
+            return
+        limit, page = self.info.spec.max_sequence_tokens, self.page_size
+        room = [max(length, min(-(-length // page) * page, limit)) for _, length in short]
+        self.advance([seq for seq, _ in short], room, stream=stream)
+
+    def fork(self, parents: Listing[Sequence], keys: Listing[int | str], tokens: Listing[int] | None = None, *,
+             stream: Any = None) -> list[Sequence]:
+        """Children that share their parents' first `tokens` tokens: one call, all or nothing. As `Sequence.fork`."""
+        wires = self._handles(parents)
+        n = len(parents)
+        if len(keys) != n:
+            raise InvalidArgument(f"{len(keys)} keys for {n} parents")
+        numbers = array.array("Q", [key_of(key) for key in keys])
+        limits = _u32s("tokens", tokens, n) if tokens is not None else None
+        made = array.array("Q", bytes(8 * n))
+        copies = (_abi.PageCopy * max(n, 1))()
+        count = ctypes.c_uint32()
+        missing = ctypes.c_uint32()
+        status = _abi.library().kvp_fork(
+            self.pointer, n, _views.address(wires), _views.address(numbers),
+            _views.address(limits) if limits is not None else None, _views.address(made), copies,
+            ctypes.byref(count), ctypes.byref(missing))
+        if status != 0:
+            fail(status, missing=missing.value)
+        children = [self._known(wire, key) for wire, key in zip(made, numbers)]
+        self._settle(children, copies[: count.value], stream)
+        return children
+
+    def transfer(self, seqs: Listing[Sequence], to: int, *, when: Point | None = None,
+                 tokens: Listing[int] | None = None) -> None:
+        """Hand sequences to another session: one call, all or nothing. As `Sequence.transfer`."""
+        wires = self._handles(seqs)
+        limits = _u32s("tokens", tokens, len(seqs)) if tokens is not None else None
+        point = ctypes.byref(_abi.Point(*when)) if when is not None else None
+        check(_abi.library().kvp_transfer(self.pointer, len(seqs), _views.address(wires), to, point,
+                                          _views.address(limits) if limits is not None else None))
+        self._gone(seqs)
+
+    def close_sequences(self, seqs: Listing[Sequence], *, after: Point | None = None, stream: Any = None) -> None:
+        """Give sequences up: one call. As `Sequence.close`."""
+        kept = [seq for seq in seqs if not seq.closed]
+        if not kept:
+            return
+        wires = self._handles(kept)
+        points = self._points(after, len(kept), stream)
+        check(_abi.library().kvp_seq_close(self.pointer, len(kept), _views.address(wires), points))
+        self._gone(kept)
+
+    def sequences(self, *, all_sessions: bool = False, from_slot: int = 0,
+                  limit: int | None = None) -> Iterator[SequenceInfo]:
+        """The pool's sequences as the daemon lists them, in the order of their slots: of this session, or of all. A
+        call for every 1024."""
+        entries = (_abi.SeqInfo * min(_LIST_ENTRIES, limit or _LIST_ENTRIES))()
+        at = ctypes.c_uint32(from_slot)
+        n = ctypes.c_uint32()
+        while True:
+            check(_abi.library().kvp_seq_list(self.pointer, all_sessions, len(entries), ctypes.byref(at), entries,
+                                              ctypes.byref(n)))
+            for entry in entries[: n.value]:
+                yield SequenceInfo(entry.seq.slot, entry.seq.generation, entry.key, entry.session_id, entry.reserved,
+                                   entry.written, _abi.SEQUENCE_STATES.get(entry.state, str(entry.state)))
+                if limit is not None:
+                    limit -= 1
+                    if limit == 0:
+                        return
+            if at.value == 0:
+                return
+
+    # ---- the table, read without a call --------------------------------------------------------------------------
+
+    def row(self, seq: Sequence) -> array.array[int]:
+        """A sequence's page ids. No call. Raises StaleHandle, TryAgain."""
+        handle, n = seq.handle(), ctypes.c_uint32()
+        pages: array.array[int] = array.array("i")
+        while True:
+            check(_abi.library().kvp_row(self.pointer, handle, len(pages), _views.address(pages), ctypes.byref(n)))
+            if n.value <= len(pages):
+                return pages[: n.value]
+            pages = array.array("i", bytes(4 * n.value))
+
+    def seq_lens(self, seqs: Listing[Sequence]) -> Any:
+        """How many tokens of each are written: int32 [n], a numpy array where numpy is installed. No call. Raises
+        StaleHandle, TryAgain."""
+        return _views.integers(array.array("i", [seq.written for seq in seqs]))
+
+    def page_table(self, seqs: Listing[Sequence], tokens: Listing[int] | None = None) -> tuple[Any, Any, Any]:
+        """The CSR page table over `tokens` of each sequence (None: what is written): kv_indptr [n + 1], kv_indices
+        [kv_indptr[n]], kv_last_page_len [n], int32. No call. Raises StaleHandle, TryAgain, InvalidArgument."""
+        indptr, indices, last = array.array("i", [0]), array.array("i"), array.array("i")
+        for i, seq in enumerate(seqs):
+            length = seq.written if tokens is None else tokens[i]
+            indices.extend(self._ids(seq, length))
+            indptr.append(len(indices))
+            last.append((length - 1) % self.page_size + 1 if length else 0)
+        return _views.integers(indptr), _views.integers(indices), _views.integers(last)
+
+    def batch_indices(self, seqs: Listing[Sequence], tokens: Listing[int],
+                      start: Listing[int] | None = None) -> tuple[Any, Any, Any]:
+        """Of an append of tokens[i] behind start[i] (None: what is written): batch_indices and positions, int32
+        [nnz], and the slots page · page_size + offset, int64 [nnz]. No call. Raises StaleHandle, TryAgain,
+        InvalidArgument where a row has no room."""
+        batch, positions, slots = array.array("i"), array.array("i"), array.array("q")
+        for i, seq in enumerate(seqs):
+            first = seq.written if start is None else start[i]
+            ids = self._ids(seq, first + tokens[i])
+            for position in range(first, first + tokens[i]):
+                page, offset = divmod(position, self.page_size)
+                batch.append(i)
+                positions.append(position)
+                slots.append(ids[page] * self.page_size + offset)
+        return _views.integers(batch), _views.integers(positions), _views.integers(slots)
+
+    def _ids(self, seq: Sequence, tokens: int) -> array.array[int]:
+        row = self.row(seq)
+        n = -(-tokens // self.page_size)
+        if n > len(row):
+            raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} has pages for {len(row) * self.page_size} "
+                                  f"tokens, not {tokens}")
+        return row[:n]
+
+    # ---- timelines -----------------------------------------------------------------------------------------------
+
+    def signal(self, stream: Any = None) -> Point:
+        """A point that is reached when `stream` gets there (host pools: now)."""
+        library = _abi.library()
+        timeline = ctypes.c_uint32()
+        check(library.kvp_timeline_id(self.pointer, _TIMELINE, ctypes.byref(timeline)))
+        with self._lock:
+            self._signalled += 1
+            point = Point(timeline.value, self._signalled)
+            check(library.kvp_timeline_signal(self.pointer, _abi.Point(*point),
+                                              _views.stream_of(stream) if self.info.cuda else None))
+        return point
+
+    def wait(self, point: Point, timeout_ms: int = 60_000) -> None:
+        """Wait on this thread until a point is reached. Raises TimedOut, or what its owner's death cost."""
+        check(_abi.library().kvp_timeline_wait(self.pointer, _abi.Point(*point), timeout_ms))
+
+    def wait_on(self, point: Point, stream: Any = None) -> None:
+        """Let `stream` wait for a point before what is enqueued next (host pools: waits on this thread)."""
+        check(_abi.library().kvp_timeline_wait_on(self.pointer, _abi.Point(*point),
+                                                  _views.stream_of(stream) if self.info.cuda else None))
+
+    def _points(self, after: Point | None, n: int, stream: Any) -> Any:
+        if after is None:
+            if not self.info.cuda:
+                return None
+            after = self.signal(stream)
+        return (_abi.Point * n)(*[_abi.Point(*after)] * n)

@@ -1,0 +1,205 @@
+"""What a pool is to be, and how the daemon describes one: `PoolSpec`, `PlaneSpec`, `PoolInfo`."""
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from . import _abi
+from .errors import InvalidArgument
+
+
+class PlaneSpec(NamedTuple):
+    """One layer's K, V or MLA component: `heads` heads of `dim` elements a token."""
+
+    layer: int
+    component: str
+    """"k", "v", "ckv" or "kpe"."""
+    heads: int
+    dim: int
+    dtype: str = "float16"
+    """"float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" or "uint8"."""
+
+
+class PoolSpec(NamedTuple):
+    """A pool: `pages` pages of `page_size` tokens of every layer.
+
+    Its planes are said in one of three ways:
+
+    - standard attention: `layers`, `kv_heads`, `head_dim` (and `v_head_dim`, where V's differs);
+    - MLA: `layers`, `ckv_dim`, `kpe_dim`;
+    - each by itself: `planes`.
+    """
+
+    name: str
+    pages: int
+    page_size: int
+    layers: int = 1
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    v_head_dim: int | None = None
+    ckv_dim: int | None = None
+    kpe_dim: int | None = None
+    dtype: str = "float16"
+    planes: tuple[PlaneSpec, ...] = ()
+    order: str = "NHD"
+    """"NHD": a page is [token, head, dim]; "HND": [head, token, dim]."""
+    placement: str = "layer"
+    """"layer": each plane one tensor; "page": all planes of a page lie together."""
+    joined: bool = False
+    """K and V of a layer in one [pages, 2, ...] tensor; MLA's two in one [pages, token, ckv + kpe]."""
+    reserved_pages: int = 0
+    """Pages 0..n-1 are never handed out."""
+    max_sequences: int = 0
+    """0: 1024."""
+    max_sequence_tokens: int = 0
+    """0: what the pool holds, at most 131 072."""
+    model: str = ""
+    """Identity of the model; an attach may ask for it."""
+    devices: tuple[str, ...] = ()
+    """UUIDs of the GPUs, one slab on each; none: the first GPU, or the host."""
+    region_bytes: int = 0
+    linger_ms: int = 0
+    """How long durable sequences of a dead session wait for a claim."""
+
+    def all_planes(self) -> tuple[PlaneSpec, ...]:
+        """The planes, in the order of their indices. Raises InvalidArgument where the spec says none, or two ways."""
+        standard = self.kv_heads is not None and self.head_dim is not None
+        mla = self.ckv_dim is not None and self.kpe_dim is not None
+        if standard + mla + bool(self.planes) != 1:
+            raise InvalidArgument(
+                f"pool {self.name} needs its planes said in one way: kv_heads and head_dim, ckv_dim and kpe_dim, "
+                "or planes"
+            )
+        if self.planes:
+            return self.planes
+        if standard:
+            value_dim = self.v_head_dim if self.v_head_dim is not None else self.head_dim
+            shape = (("k", self.kv_heads, self.head_dim), ("v", self.kv_heads, value_dim))
+        else:
+            shape = (("ckv", 1, self.ckv_dim), ("kpe", 1, self.kpe_dim))
+        return tuple(
+            PlaneSpec(layer, component, heads or 0, dim or 0, self.dtype)
+            for layer in range(self.layers)
+            for component, heads, dim in shape
+        )
+
+
+class PoolInfo(NamedTuple):
+    """A pool as the daemon described it; the counts are of that moment."""
+
+    spec: PoolSpec
+    """With every default filled in, and `planes` listed."""
+    layout_digest: tuple[int, int]
+    slabs: int
+    slab_bytes: int
+    page_bytes: int
+    pool_id: int
+    row_pages: int
+    free_pages: int
+    sequences: int
+    retiring_sequences: int
+    quarantined_sequences: int
+    quarantined_pages: int
+    attachments: int
+    cuda: bool
+    lost: bool
+    deleting: bool
+
+
+def _code(table: dict[int, str], what: str, value: str) -> int:
+    for code, name in table.items():
+        if name == value:
+            return code
+    raise InvalidArgument(f"{what} {value!r} is none of {', '.join(table.values())}")
+
+
+def dtype_code(name: str) -> int:
+    """enum kvp_dtype of a dtype's name. Raises InvalidArgument."""
+    code = _abi.DTYPE_CODES.get(name)
+    if code is None:
+        raise InvalidArgument(f"dtype {name!r} is none of {', '.join(_abi.DTYPE_CODES)}")
+    return code
+
+
+def _u32(what: str, value: int) -> int:
+    if not 0 <= value < 1 << 32:
+        raise InvalidArgument(f"{what} {value} is not in 0..{(1 << 32) - 1}")
+    return value
+
+
+def to_c(spec: PoolSpec) -> tuple[_abi.PoolSpec, Any]:
+    """The struct, and what must live as long as it."""
+    planes = spec.all_planes()
+    array = (_abi.PlaneSpec * max(len(planes), 1))()
+    for entry, plane in zip(array, planes):
+        entry.layer = _u32("layer", plane.layer)
+        entry.component = _code(_abi.COMPONENTS, "component", plane.component)
+        entry.heads = _u32("heads", plane.heads)
+        entry.dim = _u32("dim", plane.dim)
+        entry.dtype = dtype_code(plane.dtype)
+    devices = (ctypes.c_char_p * max(len(spec.devices), 1))(*[device.encode() for device in spec.devices])
+    made = _abi.PoolSpec(
+        name=spec.name.encode(),
+        model=spec.model.encode(),
+        reserved_pages=_u32("reserved_pages", spec.reserved_pages),
+        max_sequences=_u32("max_sequences", spec.max_sequences),
+        max_sequence_tokens=_u32("max_sequence_tokens", spec.max_sequence_tokens),
+        devices=devices,
+        n_devices=len(spec.devices),
+        region_bytes=spec.region_bytes,
+        linger_ms=_u32("linger_ms", spec.linger_ms),
+    )
+    made.layout = _abi.LayoutSpec(
+        pages=_u32("pages", spec.pages),
+        page_tokens=_u32("page_size", spec.page_size),
+        n_planes=len(planes),
+        order=_code(_abi.ORDERS, "order", spec.order),
+        placement=_code(_abi.PLACEMENTS, "placement", spec.placement),
+        joined=spec.joined,
+        planes=array,
+    )
+    return made, (array, devices)
+
+
+def _planes(layout: _abi.LayoutSpec) -> Iterable[PlaneSpec]:
+    for plane in layout.planes[: layout.n_planes]:
+        yield PlaneSpec(
+            plane.layer, _abi.COMPONENTS[plane.component], plane.heads, plane.dim, _abi.DTYPES[plane.dtype][0]
+        )
+
+
+def info_from_c(info: _abi.PoolInfo) -> PoolInfo:
+    """A copy that holds nothing of the struct."""
+    layout = info.spec.layout
+    planes = tuple(_planes(layout))
+    spec = PoolSpec(
+        name=info.spec.name.decode(),
+        pages=layout.pages,
+        page_size=layout.page_tokens,
+        layers=1 + max(plane.layer for plane in planes),
+        dtype=planes[0].dtype,
+        planes=planes,
+        order=_abi.ORDERS[layout.order],
+        placement=_abi.PLACEMENTS[layout.placement],
+        joined=bool(layout.joined),
+        reserved_pages=info.spec.reserved_pages,
+        max_sequences=info.spec.max_sequences,
+        max_sequence_tokens=info.spec.max_sequence_tokens,
+        model=(info.spec.model or b"").decode(errors="replace"),
+        devices=tuple(device.decode() for device in info.spec.devices[: info.spec.n_devices]),
+        region_bytes=info.spec.region_bytes,
+        linger_ms=info.spec.linger_ms,
+    )
+    return PoolInfo(
+        spec=spec,
+        layout_digest=(info.layout_digest[0], info.layout_digest[1]),
+        **{
+            name: getattr(info, name)
+            for name in (
+                "slabs", "slab_bytes", "page_bytes", "pool_id", "row_pages", "free_pages", "sequences",
+                "retiring_sequences", "quarantined_sequences", "quarantined_pages", "attachments", "cuda", "lost",
+                "deleting",
+            )
+        },
+    )
