@@ -147,6 +147,26 @@ a_killed_daemon_comes_back_to_its_pool_and_sequences() {
     kvpool audit >/dev/null
 }
 
+pools_lie_on_the_gpus_that_are_named_and_each_has_an_executor() {
+    local gpus token seq pids
+    mapfile -t gpus < <(sed -n 's/^GPU UUID:[[:space:]]*//p' /proc/driver/nvidia/gpus/*/information 2>/dev/null)
+    [ "$backend" = cuda ] && [ ${#gpus[@]} -ge 2 ] || return 77
+    start "$bin/kvpoold" || return 1
+    kvpool --json pool create both --pages 256 --devices "${gpus[0]},${gpus[1]}" "${small[@]}" >"$dir.out" || return 1
+    [ "$(grep -cF -e "${gpus[0]}" -e "${gpus[1]}" "$dir.out")" = 2 ] || fail "not both GPUs are named" || return 1
+    pids=$(kvpool --json status | sed -n '/"executors"/,$p' | sed -n 's/^ *"pid": \([0-9]*\).*/\1/p' | sort -u)
+    expect executors "$(wc -w <<<"$pids")" 2 || return 1
+    kvpool pool create second --pages 256 --devices "${gpus[1]}" "${small[@]}" >/dev/null || return 1
+    token=$(kvpool session open) || return 1
+    seq=$(kvpool --session "$token" seq open second 7) || return 1
+    kvpool --session "$token" seq append second "$seq" --tokens 40 >/dev/null || return 1
+    # shellcheck disable=SC2086 # a word each
+    kill -KILL $pids || return 1
+    expect written "$(kvpool --session "$token" --json seq append second "$seq" --at 40 --tokens 9 | field written)" 49 ||
+        return 1
+    kvpool audit >/dev/null
+}
+
 sigterm_ends_it_with_0_and_its_executor_with_it() {
     local executor status
     start "$bin/kvpoold" || return 1
@@ -168,6 +188,7 @@ tests=(a_pool_lies_on_the_gpu_and_the_daemon_has_no_driver_open
     the_demo_finds_no_wrong_byte_and_no_page_kept
     the_demo_finds_the_fault_that_it_makes
     a_killed_daemon_comes_back_to_its_pool_and_sequences
+    pools_lie_on_the_gpus_that_are_named_and_each_has_an_executor
     sigterm_ends_it_with_0_and_its_executor_with_it)
 
 if [ "$backend" = cuda ] && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
@@ -184,7 +205,7 @@ for name in "${tests[@]}"; do
     status=$?
     case $status in
     0) echo "passed  $name"; passed=$((passed + 1)) ;;
-    77) echo "skipped $name: only a GPU can show it"; skipped=$((skipped + 1)) ;;
+    77) echo "skipped $name: this machine has not the GPUs for it"; skipped=$((skipped + 1)) ;;
     *)
         echo "FAILED  $name"
         failed=$((failed + 1))
