@@ -55,7 +55,7 @@ struct kvp_job_id {
     uint32_t slot, generation;
 };
 
-/* ---- the block -------------------------------------------------------------------------------------------------- */
+/* ---- the block --------------------------------------------------------------------------------------------------- */
 
 /*
  * A handle on a block. Two addresses of the same memory: reads go through `view`, stores through `store`. In a daemon
@@ -231,7 +231,7 @@ enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id
 enum kvp_status kvp_pool_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_pool_view *ret_view);
 enum kvp_status kvp_pool_by_name(const struct kvp_ledger *ledger, const char *name, struct kvp_pool_id *ret_pool);
 
-/* ---- attachments: a session in a pool ------------------------------------------------------------------------------ */
+/* ---- attachments: a session in a pool ---------------------------------------------------------------------------- */
 
 enum kvp_attachment_state {
     KVP_ATTACHMENT_FREE = 0,
@@ -416,7 +416,7 @@ struct kvp_page_view {
 enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
                              struct kvp_page_view *ret_view);
 
-/* ---- jobs: work that an executor has in hand ------------------------------------------------------------------------ */
+/* ---- jobs: work that an executor has in hand --------------------------------------------------------------------- */
 
 struct kvp_job_spec {
     uint32_t kind;                 /* kvpool.v1.JobKind */

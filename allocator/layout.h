@@ -26,7 +26,7 @@
 #define KVP_EXTENT_ALIGN 4096u
 #define KVP_REGION_ALIGN 64u
 
-/* ---- root part ------------------------------------------------------------------------------------------------- */
+/* ---- root part --------------------------------------------------------------------------------------------------- */
 
 struct block_header {
     uint64_t magic; /* stored last by kvp_ledger_format */

@@ -18,7 +18,7 @@
 
 #define SEALS_NEEDED (F_SEAL_SHRINK | F_SEAL_WRITE)
 
-/* ---- budget -------------------------------------------------------------------------------------------------------- */
+/* ---- budget ------------------------------------------------------------------------------------------------------ */
 
 static void *budget_alloc(void *arg, size_t n)
 {
@@ -46,7 +46,7 @@ void kvp_wire_budget_init(struct kvp_wire_budget *budget, size_t bytes)
     budget->refused = false;
 }
 
-/* ---- strings: RFC 3629, no NUL (a NUL would end the C string early, so the length can not be seen here) ------------- */
+/* ---- strings: RFC 3629, no NUL (a NUL would end the C string early, so the length can not be seen here) ---------- */
 
 static bool utf8_valid(const unsigned char *s)
 {
@@ -113,7 +113,7 @@ enum kvp_status kvp_wire_unpack(const ProtobufCMessageDescriptor *type, const vo
     return KVP_OK;
 }
 
-/* ---- sending ------------------------------------------------------------------------------------------------------- */
+/* ---- sending ----------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status pack_memfd(const ProtobufCMessage *body, size_t n, int *ret_memfd)
 {
@@ -216,7 +216,7 @@ void kvp_wire_packet_free(struct kvp_wire_packet *packet)
     *packet = (struct kvp_wire_packet){.memfd = -1};
 }
 
-/* ---- receiving ----------------------------------------------------------------------------------------------------- */
+/* ---- receiving --------------------------------------------------------------------------------------------------- */
 
 static void take_fds(struct msghdr *message, struct kvp_wire_frame *frame)
 {

@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* ---- unpacking under a cap: a small message can ask for a large structure ------------------------------------------ */
+/* ---- unpacking under a cap: a small message can ask for a large structure ---------------------------------------- */
 
 struct kvp_wire_budget {
     ProtobufCAllocator allocator; /* hand &allocator to protobuf-c; it lives as long as what it unpacked */
@@ -33,7 +33,7 @@ void kvp_wire_budget_init(struct kvp_wire_budget *budget, size_t bytes);
 enum kvp_status kvp_wire_unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t n,
                                 struct kvp_wire_budget *budget, ProtobufCMessage **ret_body);
 
-/* ---- sending ------------------------------------------------------------------------------------------------------- */
+/* ---- sending ----------------------------------------------------------------------------------------------------- */
 
 /* A message packed and ready: kept by who must try again when the socket is full. */
 struct kvp_wire_packet {
@@ -53,7 +53,7 @@ enum kvp_status kvp_wire_pack(uint16_t method, uint16_t flags, enum kvp_status s
 enum kvp_status kvp_wire_send(int socket, const struct kvp_wire_packet *packet, const int *fds, unsigned n_fds);
 void kvp_wire_packet_free(struct kvp_wire_packet *packet);
 
-/* ---- receiving ----------------------------------------------------------------------------------------------------- */
+/* ---- receiving --------------------------------------------------------------------------------------------------- */
 
 struct kvp_wire_frame {
     struct kvp_envelope envelope;

@@ -20,8 +20,7 @@
 
 #define ADOPT_MS 1000u /* for an executor's hello: it answers at once, unless it hangs */
 
-/* ---- create
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- create ------------------------------------------------------------------------------------------------------ */
 
 static enum kvp_status adopt_pool(struct kvp_core *core, const struct kvp_pool_view *view)
 {
@@ -74,8 +73,7 @@ enum kvp_status core_adopt(struct kvp_core *core)
     return KVP_OK;
 }
 
-/* ---- announced
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- announced --------------------------------------------------------------------------------------------------- */
 
 /* @return whether the ledger names it */
 static bool take_thing(struct kvp_core *core, struct kvp_thing thing, void *address, uint64_t bytes)
@@ -145,8 +143,7 @@ void kvp_core_exec_adopted(struct kvp_core *core, uint32_t slot)
     kvp_core_exec_up(core, slot, 0);
 }
 
-/* ---- serving
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- serving ----------------------------------------------------------------------------------------------------- */
 
 /* The memory of a lost pool's table and timelines, where there is none: nobody else sees it. */
 static bool stand_in(struct pool_state *pool)

@@ -40,8 +40,7 @@ enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *
     }
 }
 
-/* ---- attachments
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- attachments ------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool, bool make,
                                 uint32_t *ret_attachment)
@@ -59,8 +58,7 @@ enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct
     return status == KVP_OK ? KVP_OK : core_refuse_plain(core, status, "the session's attachment");
 }
 
-/* ---- batches
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- batches ----------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status check_tenant(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
                                     const struct kvp_seq_view *view, const char *what, size_t i)
@@ -135,8 +133,7 @@ enum kvp_status core_batch(struct kvp_core *core, struct turn *turn, struct pool
     return KVP_OK;
 }
 
-/* ---- after
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- after ------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_after(struct kvp_core *core, const struct pool_state *pool, uint32_t attachment, size_t n,
                            size_t n_timelines, const uint32_t *timelines, size_t n_values, const uint64_t *values,
@@ -163,8 +160,7 @@ enum kvp_status core_after(struct kvp_core *core, const struct pool_state *pool,
     return KVP_OK;
 }
 
-/* ---- owed copies
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- owed copies ------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_copies(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
                             struct copies *ret_copies)

@@ -27,8 +27,7 @@ struct append {
     bool last_rank;
 };
 
-/* ---- checks
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
 
 static enum kvp_status check_tokens(struct kvp_core *core, const Kvpool__V1__AppendRequest *request,
                                     struct append *append)
@@ -151,8 +150,7 @@ static enum kvp_status check_lengths(struct kvp_core *core, const Kvpool__V1__Ap
     return KVP_OK;
 }
 
-/* ---- the job
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- the job ----------------------------------------------------------------------------------------------------- */
 
 /* Within the transaction: the rows as they will be. */
 static enum kvp_status fill_rows(struct kvp_core *core, const Kvpool__V1__AppendRequest *request,
@@ -277,9 +275,7 @@ static enum kvp_status answer_job(struct kvp_core *core, struct turn *turn, cons
     return answer_append(core, turn, request, timeline, value);
 }
 
-/* ---- repeats
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- repeats ----------------------------------------------------------------------------------------------------- */
 
 /* KVP_ENOENT: it failed, and is to be done now. */
 static enum kvp_status answer_repeat(struct kvp_core *core, struct turn *turn, const struct pool_state *pool,
@@ -303,9 +299,7 @@ static enum kvp_status answer_repeat(struct kvp_core *core, struct turn *turn, c
     return answer_append(core, turn, request, timeline, turn->outcome.values[1]);
 }
 
-/* ---- the call
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- the call ---------------------------------------------------------------------------------------------------- */
 
 /* The job that this call waited for has ended. */
 static enum kvp_status answer_ended(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request)

@@ -11,8 +11,7 @@
 #define OUTPUT_SLOTS   2u /* the one whose elements are int64 */
 #define WANTED_DEFAULT 7u
 
-/* ---- GetSeqLens
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- GetSeqLens -------------------------------------------------------------------------------------------------- */
 
 enum kvp_status call_get_seq_lens(struct kvp_core *core, struct turn *turn)
 {
@@ -31,8 +30,7 @@ enum kvp_status call_get_seq_lens(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- rows as CSR
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- rows as CSR ------------------------------------------------------------------------------------------------- */
 
 struct csr {
     int32_t *indptr, *indices;
@@ -70,8 +68,7 @@ static enum kvp_status fill_csr(struct kvp_core *core, const struct pool_state *
     return KVP_OK;
 }
 
-/* ---- GetPageTable
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- GetPageTable ------------------------------------------------------------------------------------------------ */
 
 enum kvp_status call_get_page_table(struct kvp_core *core, struct turn *turn)
 {
@@ -108,8 +105,7 @@ enum kvp_status call_get_page_table(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- GetBatchIndices: checks
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- GetBatchIndices: checks ------------------------------------------------------------------------------------- */
 
 struct batch_indices {
     struct pool_state *pool;
@@ -142,8 +138,7 @@ static enum kvp_status check_batch_indices(struct kvp_core *core, const Kvpool__
     return KVP_OK;
 }
 
-/* ---- into the reply
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- into the reply ---------------------------------------------------------------------------------------------- */
 
 static enum kvp_status indices_reply(struct kvp_core *core, struct turn *turn, const struct batch_indices *batch)
 {
@@ -167,9 +162,7 @@ static enum kvp_status indices_reply(struct kvp_core *core, struct turn *turn, c
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- into a buffer
- * ---------------------------------------------------------------------------------------------------------------------
- */
+/* ---- into a buffer ----------------------------------------------------------------------------------------------- */
 
 static enum kvp_status check_outputs(struct kvp_core *core, const struct buffer_state *buffer,
                                      const uint64_t offsets[OUTPUTS], uint32_t wanted,

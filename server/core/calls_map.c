@@ -10,8 +10,7 @@
  */
 #include "op.h"
 
-/* ---- Attach: checks
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- Attach: checks ---------------------------------------------------------------------------------------------- */
 
 static enum kvp_status check_expectations(struct kvp_core *core, const struct pool_state *pool,
                                           const Kvpool__V1__AttachRequest *request)
@@ -69,8 +68,7 @@ static enum kvp_status find_group(struct kvp_core *core, const struct turn *turn
     return KVP_OK;
 }
 
-/* ---- Attach: what is obtained
- * ------------------------------------------------------------------------------------------------ */
+/* ---- Attach: what is obtained ------------------------------------------------------------------------------------ */
 
 /* The session's attachment, made if there is none; a group can only be joined by a new one. */
 static enum kvp_status obtain_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
@@ -193,9 +191,7 @@ enum kvp_status call_attach(struct kvp_core *core, struct turn *turn)
     return attach_reply(core, turn, pool, attachment);
 }
 
-/* ---- Detach
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Detach ------------------------------------------------------------------------------------------------------ */
 
 /* A transfer of its own under way is ended by a value of its timelines: they must stay its. */
 static bool awaited_by_transfers(struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
@@ -238,9 +234,7 @@ enum kvp_status call_detach(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- buffers
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- buffers ----------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_buffer(struct kvp_core *core, struct kvp_session_id session, uint32_t buffer,
                             struct buffer_state **ret_buffer)

@@ -6,8 +6,7 @@
 
 #include <stdio.h>
 
-/* ---- GetStats
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- GetStats ---------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status stat_pools(struct kvp_core *core, Kvpool__V1__GetStatsReply *reply)
 {
@@ -110,9 +109,7 @@ enum kvp_status call_get_stats(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- Audit
- * ----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Audit ------------------------------------------------------------------------------------------------------- */
 
 #define VIOLATIONS_SHOWN    64
 #define VIOLATION_BYTES_MAX 256
@@ -151,8 +148,7 @@ enum kvp_status call_audit(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- ReleaseQuarantine
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- ReleaseQuarantine ------------------------------------------------------------------------------------------- */
 
 static uint64_t held_pages(const struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
 {

@@ -30,8 +30,7 @@ static uint64_t timelines_bytes(void)
     return (uint64_t)KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX * sizeof(struct kvp_timeline);
 }
 
-/* ---- giving back
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- giving back ------------------------------------------------------------------------------------------------- */
 
 static void drop_slab(struct kvp_core *core, const struct making *making, uint32_t rank)
 {
@@ -53,8 +52,7 @@ static void undo_making(struct kvp_core *core, struct op *op)
     core_spec_free(making->spec);
 }
 
-/* ---- stages
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- stages ------------------------------------------------------------------------------------------------------ */
 
 /* A pool of that name: the same is answered, another is refused. KVP_ENOENT: there is none. */
 static enum kvp_status answer_existing(struct kvp_core *core, struct turn *turn, const Kvpool__V1__PoolSpec *filled)
@@ -201,8 +199,7 @@ static enum kvp_status need_slabs(struct kvp_core *core, struct turn *turn)
     return core_wait(core, turn, WAIT_THING, op->serial);
 }
 
-/* ---- the transaction
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- the transaction --------------------------------------------------------------------------------------------- */
 
 static enum kvp_status commit_pool(struct kvp_core *core, struct turn *turn, const struct making *making,
                                    const struct kvp_pool_geometry *geometry, const uint8_t *blob, size_t blob_bytes)
@@ -328,8 +325,7 @@ enum kvp_status call_create_pool(struct kvp_core *core, struct turn *turn)
     return answer_existing(core, turn, filled);
 }
 
-/* ---- DescribePool, ListPools, DeletePool
- * ------------------------------------------------------------------------------------------ */
+/* ---- DescribePool, ListPools, DeletePool ------------------------------------------------------------------------- */
 
 enum kvp_status call_describe_pool(struct kvp_core *core, struct turn *turn)
 {

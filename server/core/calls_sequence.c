@@ -52,8 +52,7 @@ static enum kvp_status columns(struct kvp_core *core, const struct kvp_seq_view 
     return KVP_OK;
 }
 
-/* ---- OpenSequences
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- OpenSequences ----------------------------------------------------------------------------------------------- */
 
 static enum kvp_status open_all(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
                                 const Kvpool__V1__OpenSequencesRequest *request, struct kvp_seq_view *views)
@@ -106,8 +105,7 @@ enum kvp_status call_open_sequences(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- Advance
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- Advance ----------------------------------------------------------------------------------------------------- */
 
 static uint32_t pages_for(const struct pool_state *pool, uint32_t tokens)
 {
@@ -219,9 +217,7 @@ enum kvp_status call_advance(struct kvp_core *core, struct turn *turn)
     return advance_reply(core, turn, views, request->n_seqs);
 }
 
-/* ---- Fork
- * ----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Fork -------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status fork_all(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
                                 const Kvpool__V1__ForkRequest *request, const struct kvp_seq_view *parents,
@@ -314,9 +310,7 @@ enum kvp_status call_fork(struct kvp_core *core, struct turn *turn)
     return fork_reply(core, turn, children, n);
 }
 
-/* ---- Transfer
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- Transfer ---------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status find_receiver(struct kvp_core *core, const struct turn *turn, const struct pool_state *pool,
                                      uint64_t to, uint32_t *ret_attachment)
@@ -412,8 +406,7 @@ enum kvp_status call_transfer(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- CloseSequences
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- CloseSequences ---------------------------------------------------------------------------------------------- */
 
 /* The handles that are still open; one of another generation, or closed, is fine. */
 static size_t still_open(struct kvp_core *core, const struct pool_state *pool,
@@ -485,9 +478,7 @@ enum kvp_status call_close_sequences(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- ListSequences
- * -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- ListSequences ----------------------------------------------------------------------------------------------- */
 
 static uint32_t state_of(struct kvp_core *core, struct pool_state *pool, const struct kvp_seq_view *view)
 {

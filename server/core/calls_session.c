@@ -57,8 +57,7 @@ enum kvp_status kvp_core_connect(struct kvp_core *core, const struct kvp_caller 
     return KVP_OK;
 }
 
-/* ---- claims
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- claims ------------------------------------------------------------------------------------------------------ */
 
 /* The ENDING session with that secret, compared in constant time; of the same user. */
 static enum kvp_status find_claimed(struct kvp_core *core, const ProtobufCBinaryData *secret, uint32_t uid,
@@ -154,8 +153,7 @@ static void claim_publish(struct kvp_core *core, struct kvp_session_id session)
     }
 }
 
-/* ---- OpenSession
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- OpenSession ------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status fill_spec(struct kvp_core *core, const struct turn *turn,
                                  const Kvpool__V1__OpenSessionRequest *request, struct kvp_session_spec *ret_spec)
@@ -224,8 +222,7 @@ enum kvp_status call_open_session(struct kvp_core *core, struct turn *turn)
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
-/* ---- KeepAlive, CloseSession
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- KeepAlive, CloseSession ------------------------------------------------------------------------------------- */
 
 enum kvp_status call_keep_alive(struct kvp_core *core, struct turn *turn)
 {

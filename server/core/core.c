@@ -43,8 +43,7 @@ void core_settle(struct kvp_core *core)
     }
 }
 
-/* ---- memory of the call at hand
- * --------------------------------------------------------------------------------------------- */
+/* ---- memory of the call at hand ---------------------------------------------------------------------------------- */
 
 #define ARENA_HEAD ((sizeof(struct arena_block) + 15) / 16 * 16)
 
@@ -69,9 +68,7 @@ void core_alloc_reset(struct kvp_core *core)
     }
 }
 
-/* ---- life
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_core_create(const struct kvp_core_config *config, const struct kvp_actions *actions, void *ctx,
                                 struct kvp_ledger *ledger, uint64_t now_ms, struct kvp_core **ret_core)

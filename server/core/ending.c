@@ -23,8 +23,7 @@
 #define ASK_SEEN_OFTEN    20u
 #define RELEASE_SLICE     256u /* sequences a tick and attachment */
 
-/* ---- leases
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- leases ------------------------------------------------------------------------------------------------------ */
 
 void core_lease_renew(struct kvp_core *core, const struct kvp_session_view *session)
 {
@@ -67,8 +66,7 @@ static void leases_tick(struct kvp_core *core)
     core_due(core, core->lease_check_ms);
 }
 
-/* ---- the end
- * ----------------------------------------------------------------------------------------------------------------- */
+/* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 static void session_gone(struct kvp_core *core, struct kvp_session_id session)
 {
@@ -127,9 +125,7 @@ void kvp_core_process_ended(struct kvp_core *core, struct kvp_session_id session
     core_settle(core);
 }
 
-/* ---- quiet
- * ---------------------------------------------------------------------------------------------------------------------
- */
+/* ---- quiet ------------------------------------------------------------------------------------------------------- */
 
 static bool listed(const struct executor *executor, uint32_t pid)
 {
@@ -231,9 +227,7 @@ static void seen_tick(struct kvp_core *core)
     }
 }
 
-/* ---- release
- * ---------------------------------------------------------------------------------------------------------------------
- */
+/* ---- release ----------------------------------------------------------------------------------------------------- */
 
 void core_joined_count(struct kvp_core *core, struct pool_state *pool)
 {

@@ -26,8 +26,7 @@ static void copy_text(char *to, size_t bytes, const char *from)
     snprintf(to, bytes, "%s", from);
 }
 
-/* ---- finding, starting
- * --------------------------------------------------------------------------------------------------- */
+/* ---- finding, starting ------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_exec_slot(struct kvp_core *core, const char *device, uint32_t *ret_executor)
 {
@@ -100,8 +99,7 @@ void core_exec_send(struct kvp_core *core, uint32_t executor, uint16_t method, u
     core->act->exec_send(core->ctx, executor, method, tag, body, things, n_things);
 }
 
-/* ---- the end of one
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- the end of one ---------------------------------------------------------------------------------------------- */
 
 static void lose_pool(struct kvp_core *core, struct pool_state *pool, const char *why)
 {
@@ -170,8 +168,7 @@ void core_exec_tick(struct kvp_core *core)
     }
 }
 
-/* ---- answers
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 static const char *error_text(enum kvp_status status, const struct kvp_message *message)
 {
@@ -310,8 +307,7 @@ void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_stat
     core_settle(core);
 }
 
-/* ---- what executors are given, and forget
- * ---------------------------------------------------------------------------------------- */
+/* ---- what executors are given, and forget ------------------------------------------------------------------------ */
 
 enum kvp_status core_exec_adopt(struct kvp_core *core, struct pool_state *pool, uint32_t rank)
 {

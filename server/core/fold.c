@@ -22,8 +22,7 @@ static bool timeline_in_error(const struct pool_state *pool, uint32_t timeline)
     return __atomic_load_n(&pool->timelines[timeline].error, __ATOMIC_ACQUIRE) != 0;
 }
 
-/* ---- progress words
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- progress words ---------------------------------------------------------------------------------------------- */
 
 /* @return false: the attachment has no progress page */
 static bool word_of(const struct pool_state *pool, uint32_t attachment, const struct kvp_seq_view *view,
@@ -117,8 +116,7 @@ void core_fold_attachment(struct kvp_core *core, struct pool_state *pool, uint32
     }
 }
 
-/* ---- transfers under way
- * --------------------------------------------------------------------------------------------------- */
+/* ---- transfers under way ----------------------------------------------------------------------------------------- */
 
 void core_pending_add(struct kvp_core *core, struct pool_state *pool, uint32_t slot)
 {
@@ -166,8 +164,7 @@ static void pending_cancel(struct kvp_core *core, struct pool_state *pool, uint3
     }
 }
 
-/* ---- the way back
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the way back ------------------------------------------------------------------------------------------------ */
 
 static void retiring_tick(struct kvp_core *core, struct pool_state *pool)
 {
@@ -225,8 +222,7 @@ void core_pool_tick(struct kvp_core *core, struct pool_state *pool)
         core_reclaim_slice(core, pool);
 }
 
-/* ---- the end of a timeline
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- the end of a timeline --------------------------------------------------------------------------------------- */
 
 /*
  * Streams of others may wait for values that are not known here: so the value moves by more than any distance between a

@@ -67,8 +67,7 @@ bool core_session_has_jobs(const struct kvp_core *core, struct kvp_session_id se
     return false;
 }
 
-/* ---- taking
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- taking ------------------------------------------------------------------------------------------------------ */
 
 enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const Kvpool__V1__ExecJobRequest *request)
 {
@@ -107,9 +106,7 @@ void core_job_forget(struct kvp_core *core, struct kvp_job_id id)
     core->unsent_jobs--;
 }
 
-/* ---- ends
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- ends -------------------------------------------------------------------------------------------------------- */
 
 /* Only where no executor writes any more. */
 static void write_late(struct kvp_core *core)
@@ -241,8 +238,7 @@ void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor)
     }
 }
 
-/* ---- an earlier daemon's
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- an earlier daemon's ----------------------------------------------------------------------------------------- */
 
 bool core_jobs_ask(struct kvp_core *core)
 {
@@ -293,8 +289,7 @@ void core_jobs_asked(struct kvp_core *core)
     }
 }
 
-/* ---- sending
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- sending ----------------------------------------------------------------------------------------------------- */
 
 /* An earlier job of the same timeline must be with the same executor, or ended. */
 static bool its_turn(const struct kvp_core *core, const struct job_state *job)

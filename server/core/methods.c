@@ -77,8 +77,7 @@ handler *core_handler(uint16_t method)
     return kvp_method_by_number(method) == NULL ? NULL : entries[method - 1].handle;
 }
 
-/* ---- whose call
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- whose call -------------------------------------------------------------------------------------------------- */
 
 static bool parse_token(const char *text, uint64_t ret_token[2])
 {

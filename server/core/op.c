@@ -10,8 +10,7 @@
 
 #include <stdio.h>
 
-/* ---- answers
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 static void op_unlink(struct kvp_core *core, struct op *op)
 {
@@ -83,8 +82,7 @@ enum kvp_status core_refuse_plain(struct kvp_core *core, enum kvp_status status,
     return core_refuse(core, status, "%s: %s", what, kvp_status_text(status));
 }
 
-/* ---- waiting
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- waiting ----------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_op(struct kvp_core *core, struct turn *turn, struct op **ret_op)
 {
@@ -146,8 +144,7 @@ struct op *core_op_by_serial(struct kvp_core *core, uint64_t serial)
     return NULL;
 }
 
-/* ---- running
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- running ----------------------------------------------------------------------------------------------------- */
 
 static void run(struct kvp_core *core, struct kvp_call *call)
 {
@@ -233,8 +230,7 @@ void core_ops_drop(struct kvp_core *core)
     }
 }
 
-/* ---- things that an op asks for
- * ------------------------------------------------------------------------------------------ */
+/* ---- things that an op asks for ---------------------------------------------------------------------------------- */
 
 static void await_thing(struct op *op, struct kvp_thing thing)
 {
@@ -295,8 +291,7 @@ bool core_op_thing_ready(struct kvp_core *core, struct kvp_thing thing, enum kvp
     return false;
 }
 
-/* ---- transactions
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- transactions ------------------------------------------------------------------------------------------------ */
 
 enum kvp_status core_abort(struct kvp_core *core, enum kvp_status status)
 {

@@ -78,8 +78,7 @@ struct request_head {
     uint64_t call_id;
 };
 
-/* ---- op.c
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- op.c -------------------------------------------------------------------------------------------------------- */
 
 /* Say why. @return status, so that a handler can return at once */
 enum kvp_status core_refuse(struct kvp_core *core, enum kvp_status status, const char *format, ...)
@@ -119,16 +118,14 @@ const struct op_thing *core_op_thing(const struct op *op, struct kvp_thing thing
 enum kvp_status core_job_await(struct kvp_core *core, struct turn *turn, struct kvp_job_id id, uint32_t timeline,
                                uint64_t value);
 
-/* ---- transactions of a call
- * --------------------------------------------------------------------------------------------- */
+/* ---- transactions of a call -------------------------------------------------------------------------------------- */
 
 /* Remember the outcome, then commit. On failure nothing has changed. */
 enum kvp_status core_commit(struct kvp_core *core, struct turn *turn, uint64_t value0, uint64_t value1);
 /* Abort. @return status */
 enum kvp_status core_abort(struct kvp_core *core, enum kvp_status status);
 
-/* ---- batch.c: sequences that a call names
- * --------------------------------------------------------------------------------- */
+/* ---- batch.c: sequences that a call names ------------------------------------------------------------------------ */
 
 enum batch_flags {
     BATCH_OWNED = 1u << 0,    /* each is the caller's */
@@ -163,8 +160,7 @@ struct copies {
 enum kvp_status core_copies(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
                             struct copies *ret_copies);
 
-/* ---- the calls
- * --------------------------------------------------------------------------------------------------------- */
+/* ---- the calls --------------------------------------------------------------------------------------------------- */
 
 handler call_open_session, call_keep_alive, call_close_session;
 handler call_create_pool, call_describe_pool, call_list_pools, call_delete_pool;

@@ -24,8 +24,7 @@ void core_spec_free(Kvpool__V1__PoolSpec *spec)
         kvpool__v1__pool_spec__free_unpacked(spec, NULL);
 }
 
-/* ---- checks
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- checks ------------------------------------------------------------------------------------------------------ */
 
 static bool name_char(char c)
 {
@@ -91,8 +90,7 @@ static enum kvp_status check_spec(struct kvp_core *core, const Kvpool__V1__PoolS
     return check_devices(core, spec);
 }
 
-/* ---- defaults
- * -------------------------------------------------------------------------------------------------------------- */
+/* ---- defaults ---------------------------------------------------------------------------------------------------- */
 
 static void fill_defaults(Kvpool__V1__PoolSpec *spec)
 {
@@ -144,8 +142,7 @@ enum kvp_status core_spec_fill(struct kvp_core *core, const Kvpool__V1__PoolSpec
     return KVP_OK;
 }
 
-/* ---- layout
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- layout ------------------------------------------------------------------------------------------------------ */
 
 enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec,
                                  struct kvp_plane_layout **ret_planes, struct kvp_layout_totals *ret_totals,
@@ -183,8 +180,7 @@ enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSp
     return KVP_OK;
 }
 
-/* ---- the same pool?
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- the same pool? ---------------------------------------------------------------------------------------------- */
 
 bool core_spec_same(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored)
 {

@@ -78,8 +78,7 @@ enum kvp_status core_pool_live(struct kvp_core *core, const char *name, struct p
     return KVP_OK;
 }
 
-/* ---- DescribePool
- * ------------------------------------------------------------------------------------------------------- */
+/* ---- DescribePool ------------------------------------------------------------------------------------------------ */
 
 static enum kvp_status plane_layouts(struct kvp_core *core, const struct pool_state *pool,
                                      Kvpool__V1__PoolInfo *ret_info)

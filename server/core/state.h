@@ -231,8 +231,7 @@ void core_settle(struct kvp_core *core);
 void *core_alloc(struct kvp_core *core, size_t n, size_t size);
 void core_alloc_reset(struct kvp_core *core);
 
-/* ---- adopt.c: a ledger that an earlier daemon left
- * --------------------------------------------------------------------- */
+/* ---- adopt.c: a ledger that an earlier daemon left --------------------------------------------------------------- */
 
 enum kvp_status core_adopt(struct kvp_core *core);
 /* A thing that was parked is there. */
@@ -243,8 +242,7 @@ void core_adopt_tick(struct kvp_core *core);
 /* Further, as far as it goes. */
 void core_adopt_step(struct kvp_core *core);
 
-/* ---- pool_state.c: pools as the core knows them
- * ------------------------------------------------------------------------ */
+/* ---- pool_state.c: pools as the core knows them ------------------------------------------------------------------ */
 
 enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvpool__V1__PoolSpec *take_spec);
 void core_pool_unload(struct kvp_core *core, uint32_t slot);
@@ -256,8 +254,7 @@ enum kvp_status core_pool_live(struct kvp_core *core, const char *name, struct p
 enum kvp_status core_pool_info(struct kvp_core *core, struct pool_state *pool, Kvpool__V1__PoolInfo *ret_info);
 uint32_t core_row_pages(const Kvpool__V1__PoolSpec *spec);
 
-/* ---- pool_spec.c: what a caller may ask for
- * ------------------------------------------------------------------------------ */
+/* ---- pool_spec.c: what a caller may ask for ---------------------------------------------------------------------- */
 
 /* Check a description and fill in what it leaves open, but devices. The result is a copy; free it by
  * kvpool__v1__pool_spec__free_unpacked. */
@@ -270,16 +267,14 @@ enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSp
 bool core_spec_same(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored);
 void core_spec_free(Kvpool__V1__PoolSpec *spec);
 
-/* ---- publish.c: the table
- * ------------------------------------------------------------------------------------------------ */
+/* ---- publish.c: the table ---------------------------------------------------------------------------------------- */
 
 uint64_t core_table_bytes(const Kvpool__V1__PoolSpec *spec);
 void core_publish_header(struct kvp_core *core, struct pool_state *pool, enum kvp_table_state state);
 void core_publish_seq(struct kvp_core *core, struct pool_state *pool, uint32_t slot);
 void core_publish_all(struct kvp_core *core, struct pool_state *pool);
 
-/* ---- fold.c: what streams report
- * ------------------------------------------------------------------------------------------- */
+/* ---- fold.c: what streams report --------------------------------------------------------------------------------- */
 
 bool core_timeline_reached(const struct pool_state *pool, struct kvp_after after);
 /* What may be observed of a sequence now; its written tokens at least. */
@@ -296,8 +291,7 @@ void core_reclaim_slice(struct kvp_core *core, struct pool_state *pool);
 /* Write what others wait for on an attachment's timelines, with the error set. */
 void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 
-/* ---- ending.c: sessions' ends
- * ------------------------------------------------------------------------------------------------ */
+/* ---- ending.c: sessions' ends ------------------------------------------------------------------------------------ */
 
 void core_session_end(struct kvp_core *core, struct kvp_session_id session);
 void core_sessions_tick(struct kvp_core *core);
@@ -313,8 +307,7 @@ void core_listing_arrived(struct kvp_core *core, uint32_t executor);
 /* The lease of a session, in ms from now. */
 uint32_t core_lease_left(const struct kvp_core *core, uint32_t slot);
 
-/* ---- executors.c
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- executors.c ------------------------------------------------------------------------------------------------- */
 
 /* The executor for a device ("": the first), ready. KVP_WAIT: it is being started; KVP_ENODEV, with its text. */
 enum kvp_status core_exec_need(struct kvp_core *core, const char *device, uint32_t *ret_executor);
@@ -347,9 +340,7 @@ enum exec_tag {
 #define EXEC_TAG_KIND(tag)  ((enum exec_tag)((tag) >> 56))
 #define EXEC_TAG_LOW(tag)   ((tag)&0xffffffffffffffull)
 
-/* ---- jobs.c
- * -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- jobs.c ------------------------------------------------------------------------------------------------------ */
 
 /* Take a job of the ledger in hand, after its commit; the request is copied. */
 enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const Kvpool__V1__ExecJobRequest *request);
@@ -372,8 +363,7 @@ void core_jobs_asked(struct kvp_core *core);
 /* Fail what can't be done any more: jobs of a pool. */
 void core_jobs_fail_pool(struct kvp_core *core, struct kvp_pool_id pool, enum kvp_status status, const char *why);
 
-/* ---- calls_map.c: buffers, as others use them
- * --------------------------------------------------------------------------------- */
+/* ---- calls_map.c: buffers, as others use them -------------------------------------------------------------------- */
 
 /* A registered buffer of a session; KVP_ENOENT, with its text. */
 enum kvp_status core_buffer(struct kvp_core *core, struct kvp_session_id session, uint32_t buffer,

@@ -214,8 +214,7 @@ START_TEST(a_kill_at_any_store_leaves_the_state_before_or_after_the_transaction)
 }
 END_TEST
 
-/* ---- what the programs do not do
- * ------------------------------------------------------------------------------------- */
+/* ---- what the programs do not do --------------------------------------------------------------------------------- */
 
 START_TEST(a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not)
 {

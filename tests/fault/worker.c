@@ -77,7 +77,7 @@ void fault_make_pool(struct kvp_client *client)
     }
 }
 
-/* ---- the log: one line before a call, one after it ------------------------------------------------------------------ */
+/* ---- the log: one line before a call, one after it --------------------------------------------------------------- */
 
 static void log_before(struct worker *w, const char *op, const struct own *own, uint32_t a)
 {
@@ -120,7 +120,7 @@ static void log_written(struct worker *w, const struct own *own)
         w->failed = true;
 }
 
-/* ---- bytes ---------------------------------------------------------------------------------------------------------- */
+/* ---- bytes ------------------------------------------------------------------------------------------------------- */
 
 /* Read a sequence in place, through its row in the published table, and compare every byte. */
 static void verify(struct worker *w, const struct own *own)
@@ -188,7 +188,7 @@ static void take_copies(struct own *own, const struct kvp_page_copy *copies, uin
     }
 }
 
-/* ---- the calls ------------------------------------------------------------------------------------------------------ */
+/* ---- the calls --------------------------------------------------------------------------------------------------- */
 
 static void do_open(struct worker *w)
 {
@@ -397,7 +397,7 @@ static void do_one(struct worker *w)
         verify(w, own);
 }
 
-/* ---- life ----------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 /* The sockets of this process, as the kernel numbers them: another inode is another connection. */
 static uint64_t sockets_sum(void)
