@@ -62,6 +62,9 @@ class House(unittest.TestCase):
             self.skipTest("not a git checkout")
         self.assertEqual(set(tracked.stdout.split()) - TOP, set())
 
+    def test_the_client_in_the_readme_is_the_one_that_is_built(self):
+        self.assertIn((SOURCE / "tests/e2e/example.c").read_text(), (SOURCE / "README.md").read_text())
+
     def test_no_program_links_the_driver(self):
         for path in BIN.iterdir():
             if path.is_file() and os.access(path, os.X_OK):
