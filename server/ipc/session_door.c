@@ -175,10 +175,10 @@ static void disconnect(struct connection *connection)
     if (connection->state == CONNECTION_IN_HAND && !connection->answered)
         kvp_core_call_gone(door->core, &connection->call);
     close_socket(connection);
-    if (connection->socket_parked)
-        kvp_fdstore_unpark(door->store, connection->socket_name);
     if (session_is_known(connection))
         kvp_core_disconnected(door->core, connection->session);
+    if (connection->socket_parked) /* after the ledger: the next daemon tells by it that the session has not ended */
+        kvp_fdstore_unpark(door->store, connection->socket_name);
 }
 
 static void forget(struct connection *connection)
