@@ -21,6 +21,7 @@
 #include "dense.cuh"
 #include "gather_bytes.h"
 
+#define UNROLL       4 /* vectors that a thread of append_kernel moves */
 #define SMALL_PLANES 4
 
 /* Planes of one shape. Vectors are counted per token. */
@@ -122,6 +123,8 @@ __global__ void __launch_bounds__(KVP_BLOCK_THREADS) append_kernel(const __grid_
     }
 }
 
+static_assert(UNROLL == DENSE_UNROLL_MID, "one set of teams serves both kernels");
+
 /* ---- the host's part ------------------------------------------------------------------------------------------ */
 
 /* One call's arguments, of either direction. */
@@ -153,7 +156,7 @@ static struct group group_of(const struct call *call, uint32_t plane)
     struct kvp_plane_view view = call->planes[plane];
     struct kvp_token_view flat = {NULL, 0, 0};
     struct group g = {};
-    uint32_t head_vectors, team = 4, chunks;
+    uint32_t head_vectors;
     int64_t head_bytes = (int64_t)view.dim * kvp_dtype_bytes(view.dtype);
 
     if (call->at->nnz)
@@ -167,24 +170,37 @@ static struct group group_of(const struct call *call, uint32_t plane)
     g.vectors_per_head = fast_div_of(head_vectors);
     g.token_stride = flat.token_stride;
     g.head_stride = flat.head_stride;
-    while (team < 32 && team * UNROLL < g.vectors)
-        team *= 2;
-    g.team_log2 = (uint32_t)__builtin_ctz(team);
-    chunks = (g.vectors + team * UNROLL - 1) / (team * UNROLL);
-    g.chunks = fast_div_of(chunks);
     g.page = page_shape_of(&call->planes[plane], &call->planes[plane], call->page_tokens, call->vector_bytes);
     g.page.source_pages = g.page.destination_pages = call->pages;
     return g;
 }
 
-/* Blocks of one plane of the group, for so many tokens. */
-static void set_blocks(struct group *g, uint32_t tokens, uint32_t n_copies)
+/* Teams and blocks of one plane of the group, for so many tokens, with so many vectors to a thread. */
+static void set_blocks(struct group *g, uint32_t tokens, uint32_t n_copies, uint32_t unroll)
 {
-    uint32_t items_per_block = KVP_BLOCK_THREADS >> g->team_log2;
+    uint32_t team = 4, items_per_block;
 
+    while (team < 32 && team * unroll < g->vectors)
+        team *= 2;
+    g->team_log2 = (uint32_t)__builtin_ctz(team);
+    g->chunks = fast_div_of((g->vectors + team * unroll - 1) / (team * unroll));
+    items_per_block = KVP_BLOCK_THREADS >> g->team_log2;
     g->token_blocks = (uint32_t)(((uint64_t)tokens * g->chunks.divisor + items_per_block - 1) / items_per_block);
     g->copy_blocks = n_copies * g->page.blocks.divisor;
     g->blocks_per_plane = fast_div_of(g->token_blocks + g->copy_blocks);
+}
+
+/* The same for all groups; returns the blocks of the launch. */
+static uint32_t set_all_blocks(struct append_params<KVP_LAUNCH_PLANES> *p, uint32_t n_copies, uint32_t unroll)
+{
+    uint32_t blocks = 0;
+
+    for (uint32_t g = 0; g < p->groups; g++) {
+        set_blocks(&p->group[g], p->tokens, n_copies, unroll);
+        blocks += p->group[g].planes * p->group[g].blocks_per_plane.divisor;
+        p->group[g].end_block = blocks;
+    }
+    return blocks;
 }
 
 /* Whether the launch can be the dense kernel's. */
@@ -199,7 +215,7 @@ static bool is_dense(const struct append_params<KVP_LAUNCH_PLANES> &p, const str
     return true;
 }
 
-template <int PLANES>
+template <int PLANES, uint32_t UNROLLED>
 static enum kvp_status launch_dense(const struct append_params<KVP_LAUNCH_PLANES> &all, uint32_t blocks,
                                     const struct call *call)
 {
@@ -236,10 +252,10 @@ static enum kvp_status launch_dense(const struct append_params<KVP_LAUNCH_PLANES
     p.errors = all.errors;
     p.address = all.address;
     if (at->kind == KVP_ADDRESS_CSR && at->index_bits == 32)
-        return launch_early(dense_kernel<PLANES, DENSE_CSR32>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
+        return launch_early(dense_kernel<PLANES, DENSE_CSR32, UNROLLED>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
     if (at->kind == KVP_ADDRESS_SLOTS)
-        return launch_early(dense_kernel<PLANES, DENSE_SLOTS>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
-    return launch_early(dense_kernel<PLANES, DENSE_ANY>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
+        return launch_early(dense_kernel<PLANES, DENSE_SLOTS, UNROLLED>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
+    return launch_early(dense_kernel<PLANES, DENSE_ANY, UNROLLED>, p, blocks, KVP_BLOCK_THREADS, 0, call->stream);
 }
 
 template <int PLANES, bool GATHER>
@@ -260,13 +276,15 @@ static enum kvp_status launch_width(const append_params<PLANES> &p, uint32_t blo
 }
 
 template <int PLANES>
-static enum kvp_status launch_planes(const append_params<KVP_LAUNCH_PLANES> &all, uint32_t blocks,
+static enum kvp_status launch_planes(const append_params<KVP_LAUNCH_PLANES> &all, uint32_t blocks, uint32_t unroll,
                                      const struct call *call)
 {
     append_params<PLANES> p;
 
-    if (is_dense(all, call))
-        return launch_dense<PLANES>(all, blocks, call);
+    if (unroll == DENSE_UNROLL)
+        return launch_dense<PLANES, DENSE_UNROLL>(all, blocks, call);
+    if (unroll == DENSE_UNROLL_MID && is_dense(all, call))
+        return launch_dense<PLANES, DENSE_UNROLL_MID>(all, blocks, call);
     p.address = all.address;
     p.errors = all.errors;
     p.copies = all.copies;
@@ -346,11 +364,12 @@ static enum kvp_status launch_tokens(const struct call *call, struct append_para
                                      uint32_t planes)
 {
     uint32_t tokens = (uint32_t)call->at->nnz, copies = call->n_copies, token_share, copy_share;
-    uint64_t most_chunks = 1, most_copy_blocks = 1;
+    uint64_t most_chunks = 1, most_copy_blocks = 1, most;
     enum kvp_status status = KVP_OK;
 
     for (uint32_t g = 0; g < p->groups; g++) {
-        most_chunks = p->group[g].chunks.divisor > most_chunks ? p->group[g].chunks.divisor : most_chunks;
+        most = (p->group[g].vectors + 7) / 8; /* a team takes 8 at least */
+        most_chunks = most > most_chunks ? most : most_chunks;
         most_copy_blocks =
             p->group[g].page.blocks.divisor > most_copy_blocks ? p->group[g].page.blocks.divisor : most_copy_blocks;
     }
@@ -358,17 +377,18 @@ static enum kvp_status launch_tokens(const struct call *call, struct append_para
     copy_share = launch_share(planes, most_copy_blocks);
     p->first_token = p->first_copy = 0;
     while (status == KVP_OK && (p->first_token < tokens || p->first_copy < copies)) {
-        uint32_t blocks = 0, n_copies;
+        uint32_t blocks = 0, unroll = UNROLL, n_copies;
 
         p->tokens = tokens - p->first_token < token_share ? tokens - p->first_token : token_share;
         n_copies = copies - p->first_copy < copy_share ? copies - p->first_copy : copy_share;
-        for (uint32_t g = 0; g < p->groups; g++) {
-            set_blocks(&p->group[g], p->tokens, n_copies);
-            blocks += p->group[g].planes * p->group[g].blocks_per_plane.divisor;
-            p->group[g].end_block = blocks;
+        if (is_dense(*p, call)) {
+            blocks = set_all_blocks(p, 0, DENSE_UNROLL);
+            unroll = blocks < MID_BLOCKS_MIN || blocks > MID_BLOCKS_MAX ? DENSE_UNROLL : DENSE_UNROLL_MID;
         }
-        status = planes <= SMALL_PLANES ? launch_planes<SMALL_PLANES>(*p, blocks, call)
-                                        : launch_planes<KVP_LAUNCH_PLANES>(*p, blocks, call);
+        if (unroll == UNROLL)
+            blocks = set_all_blocks(p, n_copies, unroll);
+        status = planes <= SMALL_PLANES ? launch_planes<SMALL_PLANES>(*p, blocks, unroll, call)
+                                        : launch_planes<KVP_LAUNCH_PLANES>(*p, blocks, unroll, call);
         p->first_token += p->tokens;
         p->first_copy += n_copies;
     }

@@ -12,7 +12,15 @@
 #include "address.cuh"
 #include "mover.cuh"
 
-#define UNROLL 2 /* vectors a thread moves; 4 and 8 are no faster for many tokens, and slower for few */
+/*
+ * Vectors that a thread moves: few make the chain of a decode step short, and leave room for the many blocks of a long
+ * prefill; in between, where all blocks are there at once, more of them under way in each are up to 8 % faster.
+ */
+#define DENSE_UNROLL     2
+#define DENSE_UNROLL_MID 4
+#define MID_BLOCKS_MIN   160 /* in blocks at DENSE_UNROLL */
+#define MID_BLOCKS_MAX   2048
+
 #define GROUPS 4 /* plane shapes in a launch */
 
 struct plane_pointers {
@@ -108,7 +116,7 @@ __device__ __forceinline__ struct place find_place_dense(const struct dense_para
     return find_place(p.address, token);
 }
 
-template <int PLANES, enum dense_address ADDRESS>
+template <int PLANES, enum dense_address ADDRESS, uint32_t UNROLL>
 __global__ void __launch_bounds__(KVP_BLOCK_THREADS) dense_kernel(const __grid_constant__ dense_params<PLANES> p)
 {
     uint32_t begin = 0, n = 0;

@@ -12,6 +12,7 @@
 #include "kvp_check.h"
 
 #define KVP_BLOCK_THREADS 256
+#define KVP_SMALL_GRID    128 /* blocks: at most about one a multiprocessor */
 
 /*
  * n / divisor for n < 2^31 by a multiplication (Granlund and Montgomery 1994): multiplier = ⌈2^(31 + l) / divisor⌉ with
@@ -149,11 +150,16 @@ static inline enum kvp_status launch_early(void (*kernel)(P), const P &params, u
     return KVP_OK;
 }
 
-/* Until everything before this kernel in its stream is done and visible. */
+/*
+ * Until everything before this kernel in its stream is done and visible. A small grid then lets the next kernel's
+ * blocks come and wait; a large one does not, since they would settle where its first blocks end, unevenly.
+ */
 __device__ __forceinline__ void wait_for_stream(void)
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
+    if (gridDim.x <= KVP_SMALL_GRID)
+        asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -102,8 +102,12 @@ __device__ __forceinline__ bool place_token(const quant_params<PLANES> &p, int64
     return false;
 }
 
+/* Blocks of 256 threads on a multiprocessor: floats take more registers than halves do. */
+template <typename S> constexpr int RESIDENT_BLOCKS = sizeof(S) == 4 ? 3 : 4;
+
 template <int PLANES, typename S, int N>
-__global__ void __launch_bounds__(KVP_BLOCK_THREADS) quant_kernel(const __grid_constant__ quant_params<PLANES> p)
+__global__ void __launch_bounds__(KVP_BLOCK_THREADS, RESIDENT_BLOCKS<S>)
+    quant_kernel(const __grid_constant__ quant_params<PLANES> p)
 {
     const struct work w = work_of(p);
     const struct shape &s = *w.shape;
@@ -152,7 +156,7 @@ template <typename S, int N> __device__ __forceinline__ float amax_of(const pack
 }
 
 template <int PLANES, typename S, int N>
-__global__ void __launch_bounds__(KVP_BLOCK_THREADS)
+__global__ void __launch_bounds__(KVP_BLOCK_THREADS, RESIDENT_BLOCKS<S>)
     quant_computed_kernel(const __grid_constant__ quant_params<PLANES> p)
 {
     const struct work w = work_of(p);

@@ -53,6 +53,9 @@ void *bench_upload(struct bench *bench, const void *from, size_t bytes);
 void *bench_upload_registered(struct bench *bench, const void *from, size_t bytes, void **ret_handle);
 void bench_free_registered(struct bench *bench, void *handle, size_t bytes);
 
+/* The time of one device-to-device copy of so many bytes, in a graph like the launches; 0 on the host. */
+double bench_copy_us(struct bench *bench, size_t bytes);
+
 double bench_time_us(struct bench *bench, bench_step step, void *context, unsigned launches);
 
 #endif

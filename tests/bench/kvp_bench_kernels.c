@@ -78,6 +78,24 @@ static int32_t *shuffled(uint32_t n)
     return ids;
 }
 
+/* Copies of as many bytes as some appends move: what a launch of that size can reach at best. */
+static void bench_copies(struct output *out)
+{
+    static const struct {
+        const char *name;
+        size_t bytes;
+    } copies[] = {{"copy_like_h1_d128_5000", 5000 * 512}, /* K and V of 5000 tokens */
+                  {"copy_like_h1_d128_16384", 16384 * 512},
+                  {"copy_like_h1_d128_65536", 65536 * 512}, /* 32 layers of 256 tokens at H = 8 are as many */
+                  {"copy_like_mla_65536", 65536 * 1152}};
+
+    for (size_t i = 0; out->bench.cuda && i < sizeof(copies) / sizeof(copies[0]); i++) {
+        if (wanted(out, copies[i].name))
+            print_row(out, copies[i].name, 0, bench_copy_us(&out->bench, copies[i].bytes),
+                      2.0 * (double)copies[i].bytes);
+    }
+}
+
 /* ---- append --------------------------------------------------------------------------------------------------- */
 
 /* A shape: planes of `layers` layers, each with the listed dims (K and V, or ckv and kpe). */
@@ -626,6 +644,7 @@ int main(int argc, char **argv)
         printf("%s, a copy moves %.0f GB/s (read and written)\n", out.bench.device, out.bench.ceiling_gb_per_s);
     else
         print_row(&out, "copy", 0, 2e-3 * (1 << 30) / out.bench.ceiling_gb_per_s, 2.0 * (1 << 30));
+    bench_copies(&out);
     bench_standard(&out);
     bench_layers(&out);
     bench_quant(&out);

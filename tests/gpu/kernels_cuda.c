@@ -122,7 +122,7 @@ END_TEST
 
 START_TEST(the_quotient_of_any_floats_is_the_correctly_rounded_one)
 {
-    const uint32_t n = 1u << 20;
+    const uint32_t n = 1u << 18;
     float *values = malloc(n * sizeof(*values));
     uint8_t *codes = malloc(n);
 
