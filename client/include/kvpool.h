@@ -16,6 +16,9 @@
  * call returns, and every `stream` is NULL. Of a CUDA pool, pointers are device pointers of the rank's GPU, `stream` is
  * a cudaStream_t or CUstream of its primary context, which is the one of the CUDA runtime; NULL is its default stream.
  *
+ * The kernels themselves (kvp_kernels.h) are exported too, for caches and index arrays of the caller's own; those named
+ * kvp_cuda_… by a library that was built with CUDA.
+ *
  * Threads. Every function may be called from any thread at any time unless it says else; kvp_disconnect and kvp_detach
  * must be the last call on what they end. Calls of several threads on one client overlap on one connection.
  *
@@ -212,7 +215,7 @@ struct kvp_attach_options {
     const char *model;             /* what the model must be; NULL: whatever it is */
     uint64_t join;                 /* session_id whose group this rank joins (tensor parallelism); 0: none */
     uint32_t ranks;                /* bit r: map rank r's slab; 0: all of them */
-    bool metadata_only;            /* map table, progress and timelines, but no slab */
+    bool metadata_only;            /* map table and timelines, no slab: a session that ends needs no proof of its end */
 };
 
 /**

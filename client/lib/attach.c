@@ -7,7 +7,7 @@
  *                    a VMM handle (CUDA)     cuda.c: imported, mapped, access set
  *                    none, but 64 bytes      cuda.c: legacy handle opened
  *   table            memfd, read-only        mmap, read; its header must agree with the message
- *   progress         memfd                   mmap, read and write
+ *   progress         memfd                   mmap, read and write; none with metadata_only
  *   timelines        memfd                   mmap, read and write; on CUDA registered with the driver
  *
  * All or nothing: on failure what was mapped is unmapped, and the daemon is told to detach again (a session by lease
@@ -89,7 +89,8 @@ static enum kvp_status map_tables(struct kvp_pool *pool, const Kvpool__V1__Attac
         return status;
     pool->heads = (const void *)((const unsigned char *)pool->table.address + pool->header->heads_offset);
     pool->rows = (const unsigned char *)pool->table.address + pool->header->rows_offset;
-    status = map_fd("progress page", fds[1], true, pool->header->max_sequences * sizeof(uint64_t), &pool->progress);
+    if (reply->progress_fd_index >= 0)
+        status = map_fd("progress page", fds[1], true, pool->header->max_sequences * sizeof(uint64_t), &pool->progress);
     if (status != KVP_OK)
         return status;
     pool->words = pool->progress.address;
@@ -261,6 +262,7 @@ enum kvp_status kvp_attach(struct kvp_client *client, const char *name, const st
     request.model = (char *)(options->model != NULL ? options->model : "");
     request.join = options->join;
     request.abi_version = KVP_ABI_VERSION;
+    request.metadata_only = options->metadata_only;
     status = kvp_rpc_call(client, NULL, KVPOOL__V1__METHOD__METHOD_ATTACH, &request.base, NULL, 0, &rpc);
     if (status == KVP_OK) {
         status = take_answer(client, options, &rpc, &pool);

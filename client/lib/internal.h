@@ -156,7 +156,7 @@ struct kvp_pool {
     const struct kvp_table_header *header; /* = table.address */
     const struct kvp_table_head *heads;
     const unsigned char *rows;
-    _Atomic uint64_t *words; /* = progress.address */
+    _Atomic uint64_t *words; /* = progress.address; NULL: attached for metadata alone */
     struct kvp_timeline *lines;
 
     /* of each slot, version << 32 | reserved, as this session last heard; 0: it never did */

@@ -74,7 +74,7 @@ static inline uint32_t own_tokens(const struct kvp_pool *pool, uint32_t slot, ui
     uint64_t own = atomic_load_explicit(&pool->own[slot], memory_order_acquire);
     uint64_t word;
 
-    if (KVP_PROGRESS_VERSION(own) != version)
+    if (KVP_PROGRESS_VERSION(own) != version || pool->words == NULL)
         return 0;
     word = atomic_load_explicit(&pool->words[slot], memory_order_acquire);
     if (KVP_PROGRESS_VERSION(word) != version)

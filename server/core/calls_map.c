@@ -2,8 +2,8 @@
  * Mapping: a session attaches to a pool and is handed what it maps; and registers memory of its own.
  *
  * Attach commits the attachment first, then asks for a progress page, which is named by the attachment's index; an
- * attachment without a page is what a session has that only calls. `mapped` is set before anything is handed out: from
- * then on, only proof that its process has ended makes its pages free again.
+ * attachment without a page is what a session has that only calls, or maps metadata alone. `mapped` is set before a slab is
+ * handed out: from then on, only proof that its process has ended makes its pages free again.
  *
  * Buffers are numbered 1..KVP_BUFFERS_MAX in a session. A buffer is imported by its device's executor before it is
  * registered, so that what can't be imported is refused here; other executors import it when a job of theirs needs it.
@@ -127,7 +127,7 @@ static enum kvp_status obtain_progress(struct kvp_core *core, struct turn *turn,
 }
 
 static enum kvp_status attach_reply(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
-                                    uint32_t attachment)
+                                    uint32_t attachment, bool metadata_only)
 {
     Kvpool__V1__PoolInfo info;
     Kvpool__V1__Slab slabs[KVP_GPUS_MAX], *slab_list[KVP_GPUS_MAX];
@@ -142,6 +142,8 @@ static enum kvp_status attach_reply(struct kvp_core *core, struct turn *turn, st
         slabs[rank].device = slab->device;
         slabs[rank].bytes = slab->bytes;
         slabs[rank].fd_index = -1;
+        if (metadata_only)
+            continue;
         if (pool->legacy) {
             slabs[rank].ipc_handle = (ProtobufCBinaryData){KVP_IPC_HANDLE_BYTES, slab->ipc};
         } else if (fds) {
@@ -155,13 +157,14 @@ static enum kvp_status attach_reply(struct kvp_core *core, struct turn *turn, st
     reply.n_slabs = pool->n_slabs;
     reply.slabs = slab_list;
     reply.table_fd_index = fds ? (int32_t)n : -1;
-    reply.progress_fd_index = fds ? (int32_t)n + 1 : -1;
-    reply.timelines_fd_index = fds ? (int32_t)n + 2 : -1;
+    reply.timelines_fd_index = fds ? (int32_t)n + 1 : -1;
+    reply.progress_fd_index = fds && !metadata_only ? (int32_t)n + 2 : -1;
     if (fds) {
         things[n++] = (struct kvp_thing){KVP_THING_TABLE, pool->id.slot, 0};
-        things[n++] = (struct kvp_thing){KVP_THING_PROGRESS, pool->id.slot, attachment};
         things[n++] = (struct kvp_thing){KVP_THING_TIMELINES, pool->id.slot, 0};
     }
+    if (fds && !metadata_only)
+        things[n++] = (struct kvp_thing){KVP_THING_PROGRESS, pool->id.slot, attachment};
     reply.attachment = attachment;
     reply.epoch = kvp_ledger_epoch(core->ledger);
     reply.instance = (ProtobufCBinaryData){sizeof(instance.bytes), instance.bytes};
@@ -178,17 +181,19 @@ enum kvp_status call_attach(struct kvp_core *core, struct turn *turn)
     TRY(check_expectations(core, pool, request));
     TRY(check_door(core, turn, pool));
     TRY(obtain_attachment(core, turn, pool, request->join, &attachment));
-    TRY(obtain_progress(core, turn, pool, attachment));
+    if (!request->metadata_only)
+        TRY(obtain_progress(core, turn, pool, attachment));
     struct attachment_state *state = &pool->attachments[attachment];
     if (!state->mapped) {
-        state->mapped = true;
-        state->ask_nvml_ms = pool->host || turn->session.spec.kind != KVP_SESSION_SOCKET ? NEVER : core->now_ms;
         for (uint32_t k = 0; k < KVP_TIMELINES_MAX; k++)
             __atomic_store_n(&pool->timelines[attachment * KVP_TIMELINES_MAX + k].error, 0, __ATOMIC_RELEASE);
+        state->mapped = !request->metadata_only;
+        state->ask_nvml_ms =
+            !state->mapped || pool->host || turn->session.spec.kind != KVP_SESSION_SOCKET ? NEVER : core->now_ms;
         if (state->ask_nvml_ms != NEVER)
             core_due(core, core->now_ms);
     }
-    return attach_reply(core, turn, pool, attachment);
+    return attach_reply(core, turn, pool, attachment, request->metadata_only);
 }
 
 /* ---- Detach ------------------------------------------------------------------------------------------------------ */

@@ -200,6 +200,15 @@ class Sequences(cli_house.Case):
         self.fails("KVP_EEXIST", "seq", "fork", "p", one, "3", session=self.session)
         self.fails("KVP_EINVAL", "seq", "fork", "p", one, "4", "--tokens", "7", session=self.session)
 
+    def test_a_session_that_is_closed_gives_its_pages_back_at_once(self):
+        other = self.run_cli("session", "open").stdout.strip()
+        theirs = self.json_of("seq", "open", "p", "1", session=other)["seqs"][0]
+        self.run_cli("seq", "append", "p", theirs, "--tokens", "6", session=other)
+        self.assertEqual(self.json_of("pool", "show", "p")["free_pages"], 30)
+        self.run_cli("session", "close", session=other)
+        shown = self.json_of("pool", "show", "p")
+        self.assertEqual((shown["free_pages"], shown["quarantined_pages"], shown["sequences"]), (32, 0, 0))
+
     def test_truncation_wants_its_option(self):
         one, = self.open("1")
         self.run_cli("seq", "append", "p", one, "--tokens", "9", session=self.session)
