@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 /* ---- status --------------------------------------------------------------------------------------------------------
  */
@@ -52,12 +53,25 @@ static json_t *status_json(const struct kvp_stats *stats)
         json_array_append_new(sessions, session_json(&stats->sessions[i]));
     for (uint32_t i = 0; i < stats->n_executors; i++)
         json_array_append_new(executors, executor_json(&stats->executors[i]));
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "version", stats->version,
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "version", stats->version,
                      "backend", stats->backend, "instance", cli_hex(stats->instance, sizeof(stats->instance), instance),
                      "epoch", (json_int_t)stats->epoch, "uptime_ms", (json_int_t)stats->uptime_ms, "calls",
                      (json_int_t)stats->calls, "calls_failed", (json_int_t)stats->calls_failed, "adoptions",
-                     (json_int_t)stats->adoptions, "last_pause_us", (json_int_t)stats->last_pause_us, "pools", pools,
-                     "sessions", sessions, "executors", executors);
+                     (json_int_t)stats->adoptions, "last_pause_us", (json_int_t)stats->last_pause_us, "last_pause_unix_ms",
+                     (json_int_t)stats->last_pause_unix_ms, "pools", pools, "sessions", sessions, "executors",
+                     executors);
+}
+
+static void print_pause(const struct kvp_stats *stats)
+{
+    time_t at = (time_t)(stats->last_pause_unix_ms / 1000);
+    char text[32] = "?";
+    struct tm tm;
+
+    if (gmtime_r(&at, &tm) != NULL)
+        strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &tm);
+    printf("adoptions: %u; the last pause was %" PRIu64 ".%" PRIu64 " ms, over at %s\n", stats->adoptions,
+           stats->last_pause_us / 1000, stats->last_pause_us / 100 % 10, text);
 }
 
 static void print_status(const struct kvp_stats *stats)
@@ -67,8 +81,7 @@ static void print_status(const struct kvp_stats *stats)
            stats->version, stats->backend, stats->uptime_ms / 1000, (unsigned)(stats->uptime_ms % 1000), stats->epoch,
            stats->calls, stats->calls_failed);
     if (stats->adoptions > 0)
-        printf("restarts seen by this ledger: %u; the last was a pause of %" PRIu64 " us\n", stats->adoptions,
-               stats->last_pause_us);
+        print_pause(stats);
     printf("pools: %u\n", stats->n_pools);
     for (uint32_t i = 0; i < stats->n_pools; i++) {
         const struct kvp_pool_info *pool = stats->pools[i];
@@ -147,8 +160,8 @@ const struct cli_command cli_status_commands[] = {
      .arguments = "",
      .help = "Show the daemon, its pools, sessions and executors.",
      .json =
-         "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, pools[name, "
-         "backend, state, pages, free_pages, page_bytes, sequences, retiring_sequences, quarantined_pages, "
+         "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, "
+         "last_pause_unix_ms, pools[name, backend, state, pages, free_pages, page_bytes, sequences, retiring_sequences, quarantined_pages, "
          "attachments], sessions[session_id, name, pid, uid, lease, lease_left_ms, ending, sequences, attachments], "
          "executors[device, backend, pid, jobs, jobs_done, starts].",
      .run = run_status},

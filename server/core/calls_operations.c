@@ -101,6 +101,9 @@ enum kvp_status call_get_stats(struct kvp_core *core, struct turn *turn)
     reply.instance = (ProtobufCBinaryData){sizeof(instance.bytes), instance.bytes};
     reply.uptime_ms = core->now_ms - core->started_ms;
     reply.backend = (char *)core->config.backend;
+    core_pause_over(core);
+    reply.last_pause_us = core->pause_us;
+    reply.last_pause_unix_ms = core->pause_unix_ms;
     reply.calls = core->counts.calls;
     reply.calls_failed = core->counts.calls_failed;
     TRY(stat_pools(core, &reply));

@@ -43,6 +43,12 @@ void core_settle(struct kvp_core *core)
     }
 }
 
+void core_pause_over(struct kvp_core *core)
+{
+    if (core->pause_unix_ms == 0 && kvp_ledger_epoch(core->ledger) > 1)
+        core->act->since_start(core->ctx, &core->pause_us, &core->pause_unix_ms);
+}
+
 /* ---- memory of the call at hand ---------------------------------------------------------------------------------- */
 
 #define ARENA_HEAD ((sizeof(struct arena_block) + 15) / 16 * 16)

@@ -129,6 +129,10 @@ struct kvp_actions {
     /* One line for the journal; level as in syslog(3). */
     void (*log)(void *ctx, int level, const char *line);
 
+    /* How long ago this daemon's process was started, and what time it is. Asked once: at the first answer after an
+     * adoption, which ends the pause that callers saw. */
+    void (*since_start)(void *ctx, uint64_t *ret_us, uint64_t *ret_unix_ms);
+
     /* Secrets: n random bytes. @return false: none to be had */
     bool (*random)(void *ctx, void *ret_bytes, size_t n);
 };

@@ -15,7 +15,7 @@
 #endif
 
 /* Field 22 of /proc/PID/stat; the name in the second field may hold spaces and brackets, so count from the last one. */
-static uint64_t start_time_of(uint32_t pid)
+uint64_t kvp_process_start_time(uint32_t pid)
 {
     char path[32], text[1024], *at;
     ssize_t n;
@@ -71,7 +71,7 @@ enum kvp_status kvp_peer_identify(int socket, struct kvp_peer *ret_peer)
     *ret_peer = (struct kvp_peer){.pid = (uint32_t)who.pid,
                                   .uid = who.uid,
                                   .gid = who.gid,
-                                  .start_time = who.pid > 0 ? start_time_of((uint32_t)who.pid) : 0,
+                                  .start_time = who.pid > 0 ? kvp_process_start_time((uint32_t)who.pid) : 0,
                                   .pidfd = pidfd};
     return KVP_OK;
 }
@@ -86,7 +86,7 @@ enum kvp_status kvp_peer_process(uint32_t pid, uint64_t start_time, int *ret_pid
     if (pidfd < 0)
         return errno == ESRCH ? KVP_EDISCONNECTED : KVP_ENOMEM;
     /* the number is held by the pidfd's process only from here on, so the start time is read behind it */
-    if (start_time_of(pid) != start_time) {
+    if (kvp_process_start_time(pid) != start_time) {
         close(pidfd);
         return KVP_EDISCONNECTED;
     }

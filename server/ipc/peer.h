@@ -22,6 +22,9 @@ struct kvp_peer {
  */
 enum kvp_status kvp_peer_identify(int socket, struct kvp_peer *ret_peer);
 
+/** When a process started, in clock ticks since boot. @return 0: unknown */
+uint64_t kvp_process_start_time(uint32_t pid);
+
 /**
  * A pidfd of the process of that number, if it is the one that started then.
  * @retval KVP_EDISCONNECTED  it has ended

@@ -57,7 +57,8 @@ class Status(cli_house.Case):
     def test_status_has_its_documented_keys(self):
         status = self.json_of("status")
         self.assertEqual(set(status), {"version", "backend", "instance", "epoch", "uptime_ms", "calls", "calls_failed",
-                                       "adoptions", "last_pause_us", "pools", "sessions", "executors"})
+                                       "adoptions", "last_pause_us", "last_pause_unix_ms", "pools",
+                                       "sessions", "executors"})
         self.assertEqual((status["backend"], status["epoch"], len(status["instance"])), ("host", 1, 32))
         self.assertIn("host backend", self.run_cli("status").stdout)
 

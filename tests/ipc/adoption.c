@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct test_daemon keeper;
@@ -96,6 +97,35 @@ START_TEST(a_killed_daemon_is_followed_by_one_that_has_everything)
     ck_assert_uint_eq(before.st_ino, after.st_ino);
     printf("worst pause of 10 kills: %llu ms\n", (unsigned long long)worst_ms);
     test_unmap_pool(&pool);
+}
+END_TEST
+
+START_TEST(the_pause_of_an_adoption_is_told)
+{
+    Kvpool__V1__GetStatsReply *stats = test_stats(connection);
+    struct timespec now;
+    uint64_t from_ms, pause_us, at_ms, now_ms;
+
+    ck_assert_uint_eq(stats->adoptions, 0);
+    ck_assert_uint_eq(stats->last_pause_us, 0);
+    ck_assert_uint_eq(stats->last_pause_unix_ms, 0);
+    kvpool__v1__get_stats_reply__free_unpacked(stats, NULL);
+    from_ms = test_now_ms();
+    end_daemon(SIGKILL);
+    stats = test_stats(connection);
+    pause_us = stats->last_pause_us;
+    at_ms = stats->last_pause_unix_ms;
+    clock_gettime(CLOCK_REALTIME, &now);
+    now_ms = (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+    ck_assert_uint_eq(stats->adoptions, 1);
+    ck_assert_uint_gt(pause_us, 0);
+    ck_assert_uint_le(pause_us / 1000, test_now_ms() - from_ms + 11); /* a tick of the kernel's, and what is cut off */
+    ck_assert_uint_le(now_ms - at_ms, test_now_ms() - from_ms + 1);
+    kvpool__v1__get_stats_reply__free_unpacked(stats, NULL);
+    stats = test_stats(connection);
+    ck_assert_uint_eq(stats->last_pause_us, pause_us); /* it is over */
+    ck_assert_uint_eq(stats->last_pause_unix_ms, at_ms);
+    kvpool__v1__get_stats_reply__free_unpacked(stats, NULL);
 }
 END_TEST
 
@@ -289,6 +319,7 @@ int main(void)
     tcase_set_timeout(tests, 60);
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, a_killed_daemon_is_followed_by_one_that_has_everything);
+    tcase_add_test(tests, the_pause_of_an_adoption_is_told);
     tcase_add_test(tests, a_terminated_daemon_is_replaced_without_a_word_to_its_clients);
     tcase_add_test(tests, requests_sent_to_nobody_are_answered_by_the_next);
     tcase_add_test(tests, a_worker_that_dies_while_there_is_no_daemon_is_not_forgotten);

@@ -182,6 +182,13 @@ static bool act_random(void *ctx, void *ret_bytes, size_t n)
     return true;
 }
 
+static void act_since_start(void *ctx, uint64_t *ret_us, uint64_t *ret_unix_ms)
+{
+    struct shell *shell = ctx;
+    *ret_us = shell->now_ms * 1000 + 1;
+    *ret_unix_ms = 1;
+}
+
 static const struct kvp_actions actions = {
     .reply = act_reply,
     .thing_make = act_thing_make,
@@ -195,6 +202,7 @@ static const struct kvp_actions actions = {
     .session_hangup = act_session_hangup,
     .wake_at = act_wake_at,
     .log = act_log,
+    .since_start = act_since_start,
     .random = act_random,
 };
 
