@@ -66,7 +66,7 @@ struct cli {
 
 struct cli_command {
     const char *words;     /* "pool create" */
-    const char *arguments; /* for the usage line: "POOL SEQ…" */
+    const char *arguments; /* for the usage line: "POOL SEQ..." */
     const char *help;      /* one sentence */
     const char *json;      /* the document that --json prints */
     const struct argp_option *options;

@@ -69,21 +69,39 @@ static error_t parse_program(int key, char *argument, struct argp_state *state)
     }
 }
 
+#define LIST_INDENT 31 /* where the help of a command starts … */
+#define LIST_WIDTH  78 /* … and the lines end: argp would break longer ones */
+
+/* Words behind what stands in the line, each further line indented. */
+static void put_words(FILE *to, const char *text, size_t column)
+{
+    while (*text != 0) {
+        size_t word = strcspn(text, " ");
+
+        if (column + 1 + word > LIST_WIDTH) {
+            fprintf(to, "\n%*s", LIST_INDENT, "");
+            column = LIST_INDENT;
+        }
+        fprintf(to, " %.*s", (int)word, text);
+        column += 1 + word;
+        text += word + strspn(text + word, " ");
+    }
+    fputc('\n', to);
+}
+
 static char *list_commands(int key, const char *text, void *input)
 {
-    size_t bytes = 32, used;
-    char *list;
+    char *list = NULL;
+    size_t bytes;
+    FILE *to;
 
     (void)input;
     if (key != ARGP_KEY_HELP_POST_DOC)
         return (char *)text;
-    for (size_t g = 0; g < GROUPS; g++)
-        for (const struct cli_command *c = groups[g]; c->words != NULL; c++)
-            bytes += strlen(c->words) + strlen(c->arguments) + strlen(c->help) + 64;
-    list = malloc(bytes);
-    if (list == NULL)
+    to = open_memstream(&list, &bytes);
+    if (to == NULL)
         return NULL;
-    used = (size_t)sprintf(list, "Commands:\n");
+    fputs("Commands:\n", to);
     for (size_t g = 0; g < GROUPS; g++) {
         for (const struct cli_command *c = groups[g]; c->words != NULL; c++) {
             char usage[128];
@@ -91,10 +109,10 @@ static char *list_commands(int key, const char *text, void *input)
             if (c->hidden)
                 continue;
             snprintf(usage, sizeof(usage), "%s %s", c->words, c->arguments);
-            used += (size_t)sprintf(list + used, "  %-28s %s\n", usage, c->help);
+            put_words(to, c->help, (size_t)fprintf(to, "  %-*s", LIST_INDENT - 2, usage));
         }
     }
-    return list;
+    return fclose(to) == 0 ? list : NULL;
 }
 
 /* The command whose words stand at argv[at]. @param ret_words  how many they are */
@@ -204,7 +222,7 @@ static int connect_and_run(struct cli *cli)
 int main(int argc, char **argv)
 {
     const struct argp argp = {.parser = parse_program,
-                              .args_doc = "COMMAND [ARGUMENT…]",
+                              .args_doc = "COMMAND [ARGUMENT...]",
                               .doc = "Work with kvpool, the KV cache that outlives its processes.\v",
                               .children = common_child,
                               .help_filter = list_commands};

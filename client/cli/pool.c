@@ -76,7 +76,7 @@ static const struct argp_option create_options[] = {
     {"max-sequences", CLI_MAX_SEQUENCES, "N", 0, "Sequences at a time (1024)", 0},
     {"max-tokens", CLI_MAX_TOKENS, "N", 0, "Tokens of a sequence (what the pool holds, at most 131072)", 0},
     {"model", CLI_MODEL, "NAME", 0, "Identity of the model, checked at attach", 0},
-    {"devices", CLI_DEVICES, "UUID[,UUID…]", 0, "GPUs, one slab on each (the first GPU)", 0},
+    {"devices", CLI_DEVICES, "UUID[,UUID...]", 0, "GPUs, one slab on each (the first GPU)", 0},
     {"legacy-ipc", CLI_LEGACY_IPC, NULL, 0,
      "Memory of cudaMalloc, shared by cudaIpcMemHandle_t; ends with its executor", 0},
     {"linger-ms", CLI_LINGER_MS, "MS", 0, "How long a dead session's durable sequences wait for a claim (0)", 0},

@@ -57,9 +57,9 @@ static json_t *status_json(const struct kvp_stats *stats)
                      "backend", stats->backend, "instance", cli_hex(stats->instance, sizeof(stats->instance), instance),
                      "epoch", (json_int_t)stats->epoch, "uptime_ms", (json_int_t)stats->uptime_ms, "calls",
                      (json_int_t)stats->calls, "calls_failed", (json_int_t)stats->calls_failed, "adoptions",
-                     (json_int_t)stats->adoptions, "last_pause_us", (json_int_t)stats->last_pause_us, "last_pause_unix_ms",
-                     (json_int_t)stats->last_pause_unix_ms, "pools", pools, "sessions", sessions, "executors",
-                     executors);
+                     (json_int_t)stats->adoptions, "last_pause_us", (json_int_t)stats->last_pause_us,
+                     "last_pause_unix_ms", (json_int_t)stats->last_pause_unix_ms, "pools", pools, "sessions", sessions,
+                     "executors", executors);
 }
 
 static void print_pause(const struct kvp_stats *stats)
@@ -161,7 +161,8 @@ const struct cli_command cli_status_commands[] = {
      .help = "Show the daemon, its pools, sessions and executors.",
      .json =
          "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, "
-         "last_pause_unix_ms, pools[name, backend, state, pages, free_pages, page_bytes, sequences, retiring_sequences, quarantined_pages, "
+         "last_pause_unix_ms, pools[name, backend, state, pages, free_pages, page_bytes, sequences, "
+         "retiring_sequences, quarantined_pages, "
          "attachments], sessions[session_id, name, pid, uid, lease, lease_left_ms, ending, sequences, attachments], "
          "executors[device, backend, pid, jobs, jobs_done, starts].",
      .run = run_status},
