@@ -22,5 +22,5 @@ def serve(cache_manager):
 serve(kvpool.PagedKVCacheManager(max_num_pages=256, page_size=16, num_kv_heads=32, head_dim=128))
 
 spec = kvpool.PoolSpec("manager", pages=256, page_size=16, kv_heads=32, head_dim=128, joined=True)
-with kvpool.connect() as client, client.create_pool(spec) as pool:
+with kvpool.connect(backend="host") as client, client.create_pool(spec) as pool:
     serve(kvpool.PagedKVCacheManager(256, 16, 32, 128, pool=pool))

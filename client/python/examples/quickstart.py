@@ -1,6 +1,6 @@
 """Write a sequence's keys and values into kvpool's pages, read them back in place, share them, give them up.
 
-Needs numpy and no GPU: without a service, kvpool starts a daemon of its own for this process.
+Needs numpy and no GPU: kvpool starts a daemon of its own for this process. Without `backend`, the service is used.
 """
 import numpy
 
@@ -8,7 +8,7 @@ import kvpool
 
 spec = kvpool.PoolSpec("quickstart", pages=64, page_size=16, layers=2, kv_heads=4, head_dim=64, dtype="float16")
 
-with kvpool.connect() as client, client.create_pool(spec) as pool:
+with kvpool.connect(backend="host") as client, client.create_pool(spec) as pool:
     k = numpy.random.default_rng(1).standard_normal((2, 40, 4, 64)).astype("float16")  # [layers, tokens, heads, dim]
     v = k + 1
 

@@ -4,8 +4,8 @@
                              waits for the pipe, ends kvpoold, removes the folder
 
 The shell does what this process could not do when it is killed: the pipe's end-of-file tells it. It sits in a session
-of its own, so that a Ctrl-C at the terminal does not take the daemon from under this process. One daemon is started a
-process, at the first connect() that needs it; a forked child starts one of its own.
+of its own, so that a Ctrl-C at the terminal does not take the daemon from under this process. One daemon a backend is
+started by a process, at the first connect() that needs it; a forked child starts one of its own.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ END_S = 20
 SOCKET_BYTES_MAX = 90
 
 _SCRIPT = """
-"$1" --runtime-dir "$2" </dev/null >"$2/log" 2>&1 &
+"$1" --runtime-dir "$2" --backend "$3" </dev/null >"$2/log" 2>&1 &
 daemon=$!
 echo "$daemon" >"$2/pid"
 read -r _
@@ -34,7 +34,7 @@ rm -rf "$2"
 """
 
 _lock = threading.Lock()
-_running: EmbeddedDaemon | None = None
+_running: dict[str, EmbeddedDaemon] = {}
 
 
 def find_program() -> str | None:
@@ -62,7 +62,7 @@ def _make_folder() -> str:
 class EmbeddedDaemon:
     """A kvpoold in a temporary folder; ends when `end` is called, or this process ends."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, backend: str) -> None:
         import subprocess
 
         self.pid = os.getpid()
@@ -70,7 +70,7 @@ class EmbeddedDaemon:
         self.endpoint = os.path.join(self.folder, "kvpool.sock")
         try:
             self.shell: subprocess.Popen[bytes] = subprocess.Popen(
-                ["/bin/sh", "-c", _SCRIPT, "kvpool-embedded", program, self.folder],
+                ["/bin/sh", "-c", _SCRIPT, "kvpool-embedded", program, self.folder, backend],
                 stdin=subprocess.PIPE, start_new_session=True,
             )
         except BaseException:
@@ -112,31 +112,32 @@ class EmbeddedDaemon:
             self.shell.wait()
 
 
-def start() -> EmbeddedDaemon:
-    """This process's daemon, started if need be. Raises Disconnected where there is no program for it."""
-    global _running
+def start(backend: str) -> EmbeddedDaemon:
+    """This process's daemon of a backend, started if need be. Raises Disconnected where there is no program for it."""
     with _lock:
-        if _running is not None and _running.pid == os.getpid() and not _running.ended():
-            return _running
+        daemon = _running.pop(backend, None)
+        if daemon is not None and daemon.pid == os.getpid():
+            if not daemon.ended():
+                _running[backend] = daemon
+                return daemon
+            daemon.end()
         program = find_program()
         if program is None:
             raise Disconnected(
                 "no kvpool service runs here, and there is no kvpoold to embed: start one, set $KVPOOL_ENDPOINT, "
                 "or put kvpoold on PATH or in $KVPOOL_BIN_DIR"
             )
-        if _running is not None and _running.pid == os.getpid():
-            _running.end()
-        _running = EmbeddedDaemon(program)
-        return _running
+        _running[backend] = EmbeddedDaemon(program, backend)
+        return _running[backend]
 
 
 def end() -> None:
-    """End this process's daemon, if there is one."""
-    global _running
+    """End this process's daemons."""
     with _lock:
-        if _running is not None and _running.pid == os.getpid():
-            _running.end()
-        _running = None
+        for daemon in _running.values():
+            if daemon.pid == os.getpid():
+                daemon.end()
+        _running.clear()
 
 
 @atexit.register

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _abi, _embedded
-from .errors import Disconnected, KvpoolError, SessionEnded, check, fail
+from .errors import Disconnected, InvalidArgument, KvpoolError, SessionEnded, check, fail
 from .spec import PoolInfo, PoolSpec, info_from_c, to_c
 
 if TYPE_CHECKING:
@@ -58,8 +58,10 @@ def _connect(endpoint: str, connect_ms: int, reconnect_ms: int, session: str | N
     return client.value
 
 
-def _connect_embedded(reconnect_ms: int) -> tuple[int, str]:
-    daemon = _embedded.start()
+def _connect_embedded(backend: str, reconnect_ms: int) -> tuple[int, str]:
+    if backend not in ("auto", "host", "cuda"):
+        raise InvalidArgument(f"backend {backend!r} is none of auto, host, cuda")
+    daemon = _embedded.start(backend)
     deadline = time.monotonic() + EMBEDDED_START_S
     while True:
         try:
@@ -71,30 +73,32 @@ def _connect_embedded(reconnect_ms: int) -> tuple[int, str]:
             raise Disconnected(f"the embedded kvpoold does not serve: {lines[-1] if lines else error}") from None
 
 
-def connect(endpoint: str | os.PathLike[str] | None = None, *, connect_ms: int = 0, reconnect_ms: int = 0,
-            session: str | None = None) -> Client:
+def connect(endpoint: str | os.PathLike[str] | None = None, *, backend: str | None = None, connect_ms: int = 0,
+            reconnect_ms: int = 0, session: str | None = None) -> Client:
     """Connect to the daemon, in a session of this process's own.
 
     `endpoint`: the session socket's path; None: $KVPOOL_ENDPOINT, else the running service's socket, else an embedded
-    daemon for this process, which ends with it. `connect_ms`: try for so long (0: once). `reconnect_ms`: try a lost
-    connection again for so long (0: 5 s). `session`: the token of a session by lease to be.
+    daemon for this process, which ends with it. `backend`: an embedded daemon whatever service runs, with its pools in
+    host memory ("host"), in GPU memory ("cuda"), or in the latter where there is a GPU ("auto"). `connect_ms`: try for
+    so long (0: once). `reconnect_ms`: try a lost connection again for so long (0: 5 s). `session`: the token of a
+    session by lease to be.
 
     Raises Disconnected where nobody listens, NotPermitted where the socket is not ours to use, SessionEnded where the
     token's session is unknown.
     """
-    if endpoint is None:
+    if endpoint is None and backend is None:
         endpoint = os.environ.get("KVPOOL_ENDPOINT") or None
     if endpoint is not None:
         path = os.fspath(endpoint)
         return Client(_connect(path, connect_ms, reconnect_ms, session), path, embedded=False)
-    if session is not None or os.path.exists(ENDPOINT_DEFAULT):
+    if backend is None and (session is not None or os.path.exists(ENDPOINT_DEFAULT)):
         try:
             return Client(_connect(ENDPOINT_DEFAULT, connect_ms, reconnect_ms, session), ENDPOINT_DEFAULT,
                           embedded=False)
         except Disconnected:
             if session is not None:
                 raise
-    pointer, path = _connect_embedded(reconnect_ms)
+    pointer, path = _connect_embedded(backend or "auto", reconnect_ms)
     return Client(pointer, path, embedded=True)
 
 

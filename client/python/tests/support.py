@@ -1,0 +1,60 @@
+"""What the tests share: who may run, a client, and naive references.
+
+Run by `python3 -m unittest discover -s client/python/tests`, with $KVPOOL_LIBRARY, $KVPOOL_BIN_DIR and PYTHONPATH set.
+The tests share an embedded daemon on the host backend, which ends with the test process.
+"""
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import subprocess
+import sys
+import unittest
+
+import kvpool
+
+HAS_NUMPY = importlib.util.find_spec("numpy") is not None
+HAS_TORCH = importlib.util.find_spec("torch") is not None and not os.environ.get("KVPOOL_TEST_NO_TORCH")
+
+needs_numpy = unittest.skipUnless(HAS_NUMPY, "numpy is not installed")
+needs_torch = unittest.skipUnless(HAS_TORCH and HAS_NUMPY, "torch is not installed")
+
+
+def has_gpu() -> bool:
+    if not HAS_TORCH:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+_names = iter(range(1 << 30))
+
+
+class PoolTest(unittest.TestCase):
+    """A client of this test's own, and pools that are deleted after it. The ledger must be clean in the end."""
+
+    def setUp(self) -> None:
+        self.client = kvpool.connect(backend="host")
+        self.made: list[str] = []
+
+    def tearDown(self) -> None:
+        self.client.close()
+        gc.collect()  # a tensor in a cycle holds its pool
+        with kvpool.connect(backend="host") as last:
+            self.assertEqual(last.audit(), [])
+            for name in self.made:
+                last.delete_pool(name)
+
+    def pool(self, **geometry) -> kvpool.Pool:
+        standard = {"kv_heads": 2, "head_dim": 8} if not {"ckv_dim", "planes", "kv_heads"} & set(geometry) else {}
+        spec = {"name": f"test-{os.getpid()}-{next(_names)}", "pages": 32, "page_size": 4, **standard, **geometry}
+        self.made.append(spec["name"])
+        return self.client.create_pool(kvpool.PoolSpec(**spec))
+
+
+def run(source: str, *arguments: str, **more) -> subprocess.CompletedProcess:
+    """Another Python process with the same environment."""
+    command = [sys.executable, "-c", source, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)

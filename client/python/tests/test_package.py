@@ -1,0 +1,78 @@
+"""The package as an importer meets it."""
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+import unittest
+
+from support import needs_numpy, run
+
+import kvpool
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1]
+
+
+class Import(unittest.TestCase):
+    def test_importing_takes_at_most_50_ms_of_processor_time(self) -> None:
+        source = "import time; t = time.process_time(); import kvpool; print(time.process_time() - t)"
+        with tempfile.TemporaryDirectory() as folder:  # bytecode is written once, as an installer does
+            environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)
+            times = [float(run(source, env=environment).stdout) for _ in range(6)]
+        self.assertLessEqual(min(times), 0.05)
+
+    def test_importing_loads_neither_numpy_nor_torch_nor_the_library(self) -> None:
+        source = ("import sys, kvpool; from kvpool import _abi; "
+                  "print('numpy' in sys.modules, 'torch' in sys.modules, _abi.library.cache_info().currsize)")
+        self.assertEqual(run(source).stdout.split(), ["False", "False", "0"])
+
+    def test_a_library_that_is_missing_is_named(self) -> None:
+        done = run("import kvpool\ntry: kvpool.connect('/nowhere')\nexcept OSError as e: print(e)",
+                   env={**os.environ, "KVPOOL_LIBRARY": "/nowhere/libkvpool.so"})
+        self.assertIn("$KVPOOL_LIBRARY", done.stdout)
+
+    def test_every_public_name_is_there_and_has_a_docstring(self) -> None:
+        for name in kvpool.__all__:
+            self.assertTrue(getattr(kvpool, name).__doc__, name)
+
+    def test_it_says_that_it_is_typed(self) -> None:
+        self.assertTrue((FOLDER / "kvpool/py.typed").exists())
+
+
+class Errors(unittest.TestCase):
+    def test_nobody_listening_is_Disconnected_and_a_ConnectionError(self) -> None:
+        with self.assertRaises(kvpool.Disconnected) as raised:
+            kvpool.connect("/nowhere/kvpool.sock")
+        self.assertIsInstance(raised.exception, ConnectionError)
+        self.assertEqual(raised.exception.status, kvpool.Status.EDISCONNECTED)
+        self.assertIn("/nowhere/kvpool.sock", raised.exception.text)
+
+    def test_a_missing_kvpoold_is_said(self) -> None:
+        done = run("import kvpool\ntry: kvpool.connect(backend='host')\nexcept kvpool.Disconnected as e: print(e)",
+                   env={**os.environ, "KVPOOL_BIN_DIR": "/nowhere", "PATH": "/nowhere"})
+        self.assertIn("KVPOOL_BIN_DIR", done.stdout)
+
+
+@needs_numpy
+class Examples(unittest.TestCase):
+    def run_file(self, source: str) -> str:
+        done = run(source)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return done.stdout
+
+    def test_quickstart_runs(self) -> None:
+        self.assertIn("64 of 64 pages are free again", self.run_file((FOLDER / "examples/quickstart.py").read_text()))
+
+    def test_manager_runs(self) -> None:
+        lines = self.run_file((FOLDER / "examples/manager.py").read_text()).splitlines()
+        self.assertEqual(len(lines), 6)
+        self.assertEqual(lines[:3], lines[3:])
+
+    def test_the_readme_shows_the_quickstart(self) -> None:
+        text = (FOLDER / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+        self.assertEqual(text, (FOLDER / "examples/quickstart.py").read_text().partition('"""\n')[2])
+
+
+if __name__ == "__main__":
+    unittest.main()
