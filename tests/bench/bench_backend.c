@@ -18,6 +18,8 @@
 #define RANDOM_BYTES ((size_t)32 << 20)
 #define COPY_BYTES   ((size_t)1 << 30)
 
+#define HOST_COPY_BYTES ((size_t)256 << 20)
+
 static void die(const char *what, const char *why)
 {
     fprintf(stderr, "kvp_bench_kernels: %s: %s\n", what, why);
@@ -113,8 +115,8 @@ static double host_ceiling(struct bench *bench)
 {
     struct copy_part *parts = calloc((size_t)bench->threads, sizeof(*parts));
     double *times = malloc(bench->replays * sizeof(*times)), us;
-    char *from = bench_alloc(bench, COPY_BYTES), *to = bench_alloc(bench, COPY_BYTES);
-    size_t share = COPY_BYTES / (size_t)bench->threads;
+    char *from = bench_alloc(bench, HOST_COPY_BYTES), *to = bench_alloc(bench, HOST_COPY_BYTES);
+    size_t share = HOST_COPY_BYTES / (size_t)bench->threads;
     pthread_barrier_t barrier;
 
     if (!parts || !times || pthread_barrier_init(&barrier, NULL, (unsigned)bench->threads + 1))
@@ -342,6 +344,12 @@ static void *alloc_filled(struct bench *bench, size_t bytes, const unsigned char
     for (size_t done = 0; done < bytes; done += RANDOM_BYTES)
         memcpy((char *)memory + done, random, bytes - done < RANDOM_BYTES ? bytes - done : RANDOM_BYTES);
     return memory;
+}
+
+void bench_renew_ceiling(struct bench *bench)
+{
+    if (!bench->cuda)
+        bench->ceiling_gb_per_s = host_ceiling(bench);
 }
 
 void *bench_alloc(struct bench *bench, size_t bytes)

@@ -38,6 +38,9 @@ typedef enum kvp_status (*bench_step)(void *context, unsigned number, void *stre
 /* Choose the backend: "cuda", "host", or "auto"; false where there is no GPU for "cuda". Measures the ceiling. */
 bool bench_open(struct bench *bench, const char *backend, int threads);
 
+/* On the host, measure the ceiling again: on a shared machine it is another one a few seconds later. */
+void bench_renew_ceiling(struct bench *bench);
+
 /* Memory filled with random bytes; on CUDA device memory. */
 void *bench_alloc(struct bench *bench, size_t bytes);
 void bench_free(struct bench *bench, void *memory);

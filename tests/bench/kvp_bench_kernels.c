@@ -307,6 +307,7 @@ static void bench_append(struct output *out, const struct append_case *c)
     memory[2] = bench_alloc_numbers(&out->bench, scale_bytes, KVP_DTYPE_F32);
     make_tensors(&run, pages, memory);
     make_progress(&run, progress);
+    bench_renew_ceiling(&out->bench);
     us = bench_time_us(&out->bench, append_step, &run, launches);
     print_row(out, c->name, tokens, us, bytes);
     for (int i = 0; i < 3; i++)
