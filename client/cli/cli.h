@@ -93,8 +93,7 @@ static inline bool cli_json(const struct cli *cli)
 /** What to do where no daemon answers: a line on stderr. */
 void cli_say_how_to_start(void);
 
-/* ---- output.c ------------------------------------------------------------------------------------------------------
- */
+/* ---- output.c ---------------------------------------------------------------------------------------------------- */
 
 /** "kvpool: WHAT: the library's text (KVP_ENAME)" on stderr. @return 1, to be returned by the command */
 int cli_failed(const char *what, enum kvp_status status);

@@ -79,8 +79,7 @@ static void pause_ms(unsigned ms)
     poll(NULL, 0, (int)ms);
 }
 
-/* ---- the pool ------------------------------------------------------------------------------------------------------
- */
+/* ---- the pool ---------------------------------------------------------------------------------------------------- */
 
 /* A number in a file, behind a word if there is one. UINT64_MAX: no such file or number ("max"). */
 static uint64_t number_in_file(const char *path, const char *word)
@@ -161,8 +160,7 @@ static enum kvp_status size_pool(struct demo *demo, struct kvp_pool_info **ret_i
     return status;
 }
 
-/* ---- the workers ---------------------------------------------------------------------------------------------------
- */
+/* ---- the workers ------------------------------------------------------------------------------------------------- */
 
 static void exec_worker(const struct demo *demo, int index, int peer)
 {
@@ -262,8 +260,7 @@ static unsigned watch_workers(struct demo *demo, int timeout_ms)
     return running;
 }
 
-/* ---- watching ------------------------------------------------------------------------------------------------------
- */
+/* ---- watching ---------------------------------------------------------------------------------------------------- */
 
 static uint64_t sum(const struct demo *demo, size_t offset)
 {
@@ -356,8 +353,7 @@ static bool watch(struct demo *demo)
     return good;
 }
 
-/* ---- the end -------------------------------------------------------------------------------------------------------
- */
+/* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 /* One page that is not given back, to see that it is counted. */
 static enum kvp_status keep_a_page(struct demo *demo)
@@ -478,8 +474,7 @@ static int report(const struct demo *demo)
     return failed;
 }
 
-/* ---- the command ---------------------------------------------------------------------------------------------------
- */
+/* ---- the command ------------------------------------------------------------------------------------------------- */
 
 static bool make_board(struct demo *demo)
 {

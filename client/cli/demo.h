@@ -27,8 +27,7 @@
 #define DEMO_ACTIVE_MAX  16                                  /* requests that a worker has in hand */
 #define DEMO_SAMPLES_MAX (1u << 16)                          /* times of Advance that a worker keeps */
 
-/* ---- the board -----------------------------------------------------------------------------------------------------
- */
+/* ---- the board --------------------------------------------------------------------------------------------------- */
 
 enum demo_fault { DEMO_FAULT_NONE = 0, DEMO_FAULT_INJECT = 1 };
 
@@ -52,8 +51,7 @@ struct demo_board {
     struct demo_worker_board workers[DEMO_WORKERS];
 };
 
-/* ---- demo_trace.c --------------------------------------------------------------------------------------------------
- */
+/* ---- demo_trace.c ------------------------------------------------------------------------------------------------ */
 
 /* One request, in the Mooncake format: hash_ids[i] stands for the i-th block of the prompt and all before it. */
 struct demo_request {
@@ -79,16 +77,14 @@ void demo_trace_free(struct demo_trace *trace);
 /** The key of a token's content: of the block that it is in, or of the request's own output. */
 uint64_t demo_content_key(const struct demo_trace *trace, size_t request, uint32_t position);
 
-/* ---- demo_bytes.c --------------------------------------------------------------------------------------------------
- */
+/* ---- demo_bytes.c ------------------------------------------------------------------------------------------------ */
 
 /** The bytes of a token in a plane, DEMO_ROW_BYTES of them, from what they belong to. */
 void demo_fill(void *row, uint64_t key, uint32_t plane, uint32_t position);
 /** How many bytes of it are not what they should be. */
 uint64_t demo_count_bad(const void *row, uint64_t key, uint32_t plane, uint32_t position);
 
-/* ---- demo_check.c --------------------------------------------------------------------------------------------------
- */
+/* ---- demo_check.c ------------------------------------------------------------------------------------------------ */
 
 struct demo_checker;
 
@@ -105,8 +101,7 @@ enum kvp_status demo_check(struct demo_checker *checker, struct kvp_seq seq, uin
                            const struct demo_trace *trace, size_t request, uint32_t from, uint32_t to,
                            uint64_t *ret_pages, uint64_t *ret_bad);
 
-/* ---- demo_worker.c -------------------------------------------------------------------------------------------------
- */
+/* ---- demo_worker.c ----------------------------------------------------------------------------------------------- */
 
 struct cli;
 /** The hidden command that demo.c starts: INDEX BOARD_FD PEER_FD, and the trace's options. */

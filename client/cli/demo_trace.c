@@ -24,8 +24,7 @@
 #define REQUESTS_MAX      (1u << 20)
 #define CHAT_BLOCK_TOKENS 64u
 
-/* ---- growing arrays ------------------------------------------------------------------------------------------------
- */
+/* ---- growing arrays ---------------------------------------------------------------------------------------------- */
 
 /* Requests and their blocks while they are gathered: blocks by offset, since their array moves. */
 struct gathered {
@@ -79,8 +78,7 @@ static bool add_block(struct gathered *g, uint64_t id)
     return true;
 }
 
-/* ---- which worker --------------------------------------------------------------------------------------------------
- */
+/* ---- which worker ------------------------------------------------------------------------------------------------ */
 
 /* A hash table from block id to the worker that served it last: open addressing, at most half full. */
 struct owners {
@@ -140,8 +138,7 @@ free_owners:
     return owners.ids != NULL && owners.workers != NULL;
 }
 
-/* ---- what was gathered becomes a trace -----------------------------------------------------------------------------
- */
+/* ---- what was gathered becomes a trace --------------------------------------------------------------------------- */
 
 static int by_timestamp(const void *a, const void *b)
 {
@@ -221,8 +218,7 @@ uint64_t demo_content_key(const struct demo_trace *trace, size_t request, uint32
     return position < r->input_length && block < r->n_blocks ? r->blocks[block] : 1ull << 63 | request;
 }
 
-/* ---- a trace file --------------------------------------------------------------------------------------------------
- */
+/* ---- a trace file ------------------------------------------------------------------------------------------------ */
 
 static bool take_length(const json_t *object, const char *name, json_int_t min, uint32_t *ret_length)
 {
@@ -322,8 +318,7 @@ bool demo_trace_read(const char *path, struct demo_trace *ret_trace)
     return good;
 }
 
-/* ---- the built-in workload -----------------------------------------------------------------------------------------
- */
+/* ---- the built-in workload --------------------------------------------------------------------------------------- */
 
 #define CHAT_CONVERSATIONS 4096u
 #define CHAT_AT_A_TIME     12u /* conversations whose turns alternate */

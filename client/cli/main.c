@@ -44,8 +44,7 @@ static error_t parse_common(int key, char *argument, struct argp_state *state)
 static const struct argp common_argp = {.options = common_options, .parser = parse_common};
 static const struct argp_child common_child[] = {{&common_argp, 0, "Of every command:", 90}, {0}};
 
-/* ---- which command -------------------------------------------------------------------------------------------------
- */
+/* ---- which command ----------------------------------------------------------------------------------------------- */
 
 /* The first word that is no option ends the program's own part; it is left in cli->n_arguments. */
 static error_t parse_program(int key, char *argument, struct argp_state *state)
@@ -134,8 +133,7 @@ static const struct cli_command *find_command(int argc, char **argv, int at, int
     return NULL;
 }
 
-/* ---- its options ---------------------------------------------------------------------------------------------------
- */
+/* ---- its options ------------------------------------------------------------------------------------------------- */
 
 static error_t parse_command(int key, char *argument, struct argp_state *state)
 {
@@ -184,8 +182,7 @@ static void parse_options(struct cli *cli, int argc, char **argv)
     argp_parse(&argp, argc, argv, 0, NULL, cli);
 }
 
-/* ---- the run -------------------------------------------------------------------------------------------------------
- */
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
 
 void cli_say_how_to_start(void)
 {

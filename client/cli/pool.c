@@ -11,8 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- names of values -----------------------------------------------------------------------------------------------
- */
+/* ---- names of values --------------------------------------------------------------------------------------------- */
 
 struct word {
     const char *text;
@@ -58,8 +57,7 @@ static bool parse_word(const struct cli *cli, const struct word *words, enum cli
     return false;
 }
 
-/* ---- create --------------------------------------------------------------------------------------------------------
- */
+/* ---- create ------------------------------------------------------------------------------------------------------ */
 
 static const struct argp_option create_options[] = {
     {"pages", CLI_PAGES, "N", 0, "Pages in the pool (needed)", 0},
@@ -176,8 +174,7 @@ static bool make_spec(const struct cli *cli, struct made_spec *made)
     return true;
 }
 
-/* ---- showing -------------------------------------------------------------------------------------------------------
- */
+/* ---- showing ----------------------------------------------------------------------------------------------------- */
 
 static json_t *info_json(const struct kvp_pool_info *info)
 {
@@ -256,8 +253,7 @@ static int show(const struct cli *cli, struct kvp_pool_info *info)
     return result;
 }
 
-/* ---- the commands --------------------------------------------------------------------------------------------------
- */
+/* ---- the commands ------------------------------------------------------------------------------------------------ */
 
 static int run_create(struct cli *cli)
 {

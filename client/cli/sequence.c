@@ -15,8 +15,7 @@
 #define LIST_ENTRIES   256
 #define APPEND_WAIT_MS 60000
 
-/* ---- what the commands begin with ----------------------------------------------------------------------------------
- */
+/* ---- what the commands begin with -------------------------------------------------------------------------------- */
 
 static int attach(struct cli *cli, struct kvp_pool **ret_pool)
 {
@@ -74,8 +73,7 @@ static json_t *info_json(const struct kvp_seq_info *info)
                      "session_id", session);
 }
 
-/* ---- open, advance, append, fork, close ----------------------------------------------------------------------------
- */
+/* ---- open, advance, append, fork, close -------------------------------------------------------------------------- */
 
 static const struct argp_option open_options[] = {
     {"durable", CLI_DURABLE, NULL, 0, "Outlives its session by the pool's linger time", 0}, {0}};
@@ -318,8 +316,7 @@ static int run_close(struct cli *cli)
     return cli_json(cli) ? cli_print_json(json_pack("{s:I}", "closed", (json_int_t)n)) : 0;
 }
 
-/* ---- list, show ----------------------------------------------------------------------------------------------------
- */
+/* ---- list, show -------------------------------------------------------------------------------------------------- */
 
 static const struct argp_option list_options[] = {
     {"all", CLI_ALL, NULL, 0, "Those of every session (without --session that is so anyway)", 0}, {0}};
@@ -442,8 +439,7 @@ static int run_show(struct cli *cli)
     return show(cli, pool, &info);
 }
 
-/* ---- seqlens, page-table -------------------------------------------------------------------------------------------
- */
+/* ---- seqlens, page-table ----------------------------------------------------------------------------------------- */
 
 static int run_seqlens(struct cli *cli)
 {

@@ -405,8 +405,7 @@ KVP_API enum kvp_status kvp_seq_len(const struct kvp_pool *pool, struct kvp_seq 
 KVP_API enum kvp_status kvp_row(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t max, int32_t *ret_pages,
                                 uint32_t *ret_n);
 
-/* ---- writing without a call: the kernels on the caller's stream ----------------------------------------------------
- */
+/* ---- writing without a call: the kernels on the caller's stream -------------------------------------------------- */
 
 /*
  * A step's working memory: the index arrays of a batch, where the pool's kernels find them. Made once, used by one
@@ -619,7 +618,7 @@ KVP_API enum kvp_status kvp_timeline_wait_on(const struct kvp_pool *pool, struct
 /** Reach a point of a timeline of this session when the stream gets there (host pools: now). Values only rise. */
 KVP_API enum kvp_status kvp_timeline_signal(const struct kvp_pool *pool, struct kvp_point point, void *stream);
 
-/* ---- the pool's memory in other libraries' hands: DLPack ---------------------------------------------------------- */
+/* ---- the pool's memory in other libraries' hands: DLPack --------------------------------------------------------- */
 
 /*
  * Shared ownership of a client or an attached pool: its end comes when the last reference is released. What has an

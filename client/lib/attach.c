@@ -26,8 +26,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-/* ---- mapping -------------------------------------------------------------------------------------------------------
- */
+/* ---- mapping ----------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status map_fd(const char *what, int fd, bool writable, size_t at_least, struct kvp_mapping *ret_mapping)
 {
@@ -176,8 +175,7 @@ void kvp_pool_free(struct kvp_pool *pool)
     free(pool);
 }
 
-/* ---- attach --------------------------------------------------------------------------------------------------------
- */
+/* ---- attach ------------------------------------------------------------------------------------------------------ */
 
 /* Make the pool of what Attach answered. */
 static enum kvp_status take_answer(struct kvp_client *client, const struct kvp_attach_options *options,
@@ -307,8 +305,7 @@ enum kvp_status kvp_detach(struct kvp_pool *pool)
     return KVP_OK;
 }
 
-/* ---- the attached pool ---------------------------------------------------------------------------------------------
- */
+/* ---- the attached pool ------------------------------------------------------------------------------------------- */
 
 void kvp_pool_session_lost(struct kvp_pool *pool, const uint8_t instance[16])
 {

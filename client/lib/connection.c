@@ -30,8 +30,7 @@
 #define SEND_MS              20u
 #define RETRY_MS_MAX         50u
 
-/* ---- one try -------------------------------------------------------------------------------------------------------
- */
+/* ---- one try ----------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status set_timeouts(int fd)
 {
@@ -163,8 +162,7 @@ static enum kvp_status connect_within(struct kvp_client *client, uint32_t limit_
     }
 }
 
-/* ---- again ---------------------------------------------------------------------------------------------------------
- */
+/* ---- again ------------------------------------------------------------------------------------------------------- */
 
 static void adopt(struct kvp_client *client, int socket, const struct hello *hello)
 {
@@ -208,8 +206,7 @@ enum kvp_status kvp_reconnect(struct kvp_client *client)
     return status;
 }
 
-/* ---- the public pair -----------------------------------------------------------------------------------------------
- */
+/* ---- the public pair --------------------------------------------------------------------------------------------- */
 
 static enum kvp_status init_locks(struct kvp_client *client)
 {

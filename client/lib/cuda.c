@@ -87,8 +87,7 @@ static enum kvp_status check(const char *call, CUresult result)
                     text != NULL ? text : "unknown error", (int)result);
 }
 
-/* ---- the driver ----------------------------------------------------------------------------------------------------
- */
+/* ---- the driver -------------------------------------------------------------------------------------------------- */
 
 static const char *missing = "libcuda.so.1"; /* NULL once all is found */
 
@@ -157,8 +156,7 @@ void kvp_cuda_close(struct kvp_cuda_pool *cuda)
     free(cuda);
 }
 
-/* ---- slabs ---------------------------------------------------------------------------------------------------------
- */
+/* ---- slabs ------------------------------------------------------------------------------------------------------- */
 
 /* "GPU-" and the UUID in the usual groups; the prefix may be missing. */
 static bool uuid_equals(const CUuuid *uuid, const char *name)
@@ -273,8 +271,7 @@ void kvp_cuda_release(struct kvp_cuda_pool *cuda, uint32_t rank, struct kvp_slab
     slab->address = NULL;
 }
 
-/* ---- host memory that GPUs reach -----------------------------------------------------------------------------------
- */
+/* ---- host memory that GPUs reach --------------------------------------------------------------------------------- */
 
 /* The context of any rank that is mapped: registered and pinned memory is portable, for all of them. */
 static enum kvp_status enter_any(struct kvp_cuda_pool *cuda)
@@ -351,8 +348,7 @@ enum kvp_status kvp_cuda_write_value(struct kvp_cuda_pool *cuda, uint64_t addres
     return status;
 }
 
-/* ---- memory --------------------------------------------------------------------------------------------------------
- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 enum kvp_status kvp_cuda_alloc(struct kvp_cuda_pool *cuda, uint32_t rank, size_t bytes, void **ret_memory)
 {
@@ -404,8 +400,7 @@ void kvp_cuda_free_pinned(struct kvp_cuda_pool *cuda, void *memory)
     kvp_cuda_leave(cuda);
 }
 
-/* ---- in a rank's context -------------------------------------------------------------------------------------------
- */
+/* ---- in a rank's context ----------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_cuda_enter(struct kvp_cuda_pool *cuda, uint32_t rank)
 {

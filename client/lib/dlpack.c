@@ -17,8 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- shared ownership ----------------------------------------------------------------------------------------------
- */
+/* ---- shared ownership -------------------------------------------------------------------------------------------- */
 
 struct kvp_owner {
     _Atomic uint32_t references;
@@ -86,8 +85,7 @@ void kvp_owner_forever(void)
     atomic_store_explicit(&forever, true, memory_order_release);
 }
 
-/* ---- DLPack --------------------------------------------------------------------------------------------------------
- */
+/* ---- DLPack ------------------------------------------------------------------------------------------------------ */
 
 struct dl_tensor {
     void *data;
@@ -120,7 +118,7 @@ struct dl_managed_versioned { /* in a capsule "dltensor_versioned" */
 };
 
 /* One block: either form, and what its tensor points to. */
-struct export {
+struct exported {
     union {
         struct dl_managed plain;
         struct dl_managed_versioned versioned;
@@ -131,10 +129,10 @@ struct export {
 
 static void end_export(void *context)
 {
-    struct export *export = context;
-    struct kvp_owner *owner = export->owner;
+    struct exported *exported = context;
+    struct kvp_owner *owner = exported->owner;
 
-    free(export);
+    free(exported);
     kvp_owner_release(owner);
 }
 
@@ -148,46 +146,46 @@ static void delete_versioned(struct dl_managed_versioned *self)
     end_export(self->context);
 }
 
-static void fill(const struct kvp_dlpack_tensor *from, struct export *export, struct dl_tensor *tensor)
+static void fill(const struct kvp_dlpack_tensor *from, struct exported *exported, struct dl_tensor *tensor)
 {
-    memcpy(export->shape, from->shape, sizeof(export->shape));
-    memcpy(export->strides, from->strides, sizeof(export->strides));
+    memcpy(exported->shape, from->shape, sizeof(exported->shape));
+    memcpy(exported->strides, from->strides, sizeof(exported->strides));
     *tensor = (struct dl_tensor){.data = from->data,
                                  .device = {from->device_type, from->device_id},
                                  .ndim = (int32_t)from->ndim,
                                  .dtype = {from->code, from->bits, 1},
-                                 .shape = export->shape,
-                                 .strides = export->strides};
+                                 .shape = exported->shape,
+                                 .strides = exported->strides};
 }
 
 enum kvp_status kvp_dlpack_export(struct kvp_owner *pool, const struct kvp_dlpack_tensor *tensor, bool versioned,
                                   void **ret_managed)
 {
-    struct export *export;
+    struct exported *exported;
 
     if (tensor->ndim > KVP_DLPACK_DIMS_MAX)
         return kvp_fail(KVP_EINVAL, "a tensor of %u dimensions; at most %d", tensor->ndim, KVP_DLPACK_DIMS_MAX);
-    export = calloc(1, sizeof(*export));
-    if (export == NULL)
+    exported = calloc(1, sizeof(*exported));
+    if (exported == NULL)
         return kvp_fail(KVP_ENOMEM, "no memory for a tensor");
     kvp_owner_retain(pool);
-    export->owner = pool;
+    exported->owner = pool;
     if (versioned) {
-        struct dl_managed_versioned *managed = &export->managed.versioned;
+        struct dl_managed_versioned *managed = &exported->managed.versioned;
 
         managed->version.major = 1;
         managed->version.minor = 1;
-        managed->context = export;
+        managed->context = exported;
         managed->deleter = delete_versioned;
-        fill(tensor, export, &managed->tensor);
+        fill(tensor, exported, &managed->tensor);
     } else {
-        struct dl_managed *managed = &export->managed.plain;
+        struct dl_managed *managed = &exported->managed.plain;
 
-        managed->context = export;
+        managed->context = exported;
         managed->deleter = delete_plain;
-        fill(tensor, export, &managed->tensor);
+        fill(tensor, exported, &managed->tensor);
     }
-    *ret_managed = &export->managed;
+    *ret_managed = &exported->managed;
     return KVP_OK;
 }
 

@@ -77,8 +77,7 @@ enum kvp_status kvp_get_page_table(struct kvp_pool *pool, uint32_t n, const stru
     return status;
 }
 
-/* ---- batch indices -------------------------------------------------------------------------------------------------
- */
+/* ---- batch indices ----------------------------------------------------------------------------------------------- */
 
 enum { OUTPUT_BATCH_INDICES, OUTPUT_POSITIONS, OUTPUT_SLOTS, OUTPUT_INDPTR, OUTPUT_INDICES, OUTPUT_LAST, OUTPUT_LENS };
 

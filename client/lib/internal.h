@@ -21,14 +21,12 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-/* ---- error.c -------------------------------------------------------------------------------------------------------
- */
+/* ---- error.c ----------------------------------------------------------------------------------------------------- */
 
 /** Leave a sentence for kvp_error_text; hands the status back. */
 enum kvp_status kvp_fail(enum kvp_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---- fork.c --------------------------------------------------------------------------------------------------------
- */
+/* ---- fork.c ------------------------------------------------------------------------------------------------------ */
 
 /* Moves in a forked child. What was made under another value belongs to the parent. */
 extern unsigned kvp_fork_generation;
@@ -37,8 +35,7 @@ extern unsigned kvp_fork_generation;
 void kvp_fork_watch(struct kvp_client *client);
 void kvp_fork_unwatch(struct kvp_client *client);
 
-/* ---- rpc.c: calls on the connection --------------------------------------------------------------------------------
- */
+/* ---- rpc.c: calls on the connection ------------------------------------------------------------------------------ */
 
 /* What every request message begins with; rpc.c fills it. */
 struct kvp_request {
@@ -96,8 +93,7 @@ int kvp_rpc_take_fd(struct kvp_rpc *rpc, int index);
 /** The reply must list `expected` entries in each of the arrays it should. @return KVP_EPROTO with a text otherwise */
 enum kvp_status kvp_rpc_check_count(const char *what, size_t got, size_t expected);
 
-/* ---- connection.c --------------------------------------------------------------------------------------------------
- */
+/* ---- connection.c ------------------------------------------------------------------------------------------------ */
 
 struct kvp_client {
     pthread_mutex_t lock;
@@ -127,8 +123,7 @@ enum kvp_status kvp_reconnect(struct kvp_client *client);
 
 uint64_t kvp_now_ns(void);
 
-/* ---- attach.c ------------------------------------------------------------------------------------------------------
- */
+/* ---- attach.c ---------------------------------------------------------------------------------------------------- */
 
 struct kvp_mapping {
     void *address;
@@ -174,8 +169,7 @@ enum kvp_status kvp_pool_usable(const struct kvp_pool *pool);
 /** The connection has another session than the pool was attached by: mark it. The client's lock is held. */
 void kvp_pool_session_lost(struct kvp_pool *pool, const uint8_t instance[16]);
 
-/* ---- table.c -------------------------------------------------------------------------------------------------------
- */
+/* ---- table.c ----------------------------------------------------------------------------------------------------- */
 
 /** A row's version and how many ids it has, as one state. @retval KVP_ESTALE, KVP_EAGAIN as kvp_seq_len */
 enum kvp_status kvp_table_row_head(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t *ret_version,
@@ -183,8 +177,7 @@ enum kvp_status kvp_table_row_head(const struct kvp_pool *pool, struct kvp_seq s
 /** What this session has reserved under that version of the row; UINT32_MAX where it does not know. */
 uint32_t kvp_table_reserved(const struct kvp_pool *pool, uint32_t slot, uint32_t version);
 
-/* ---- sequences.c ---------------------------------------------------------------------------------------------------
- */
+/* ---- sequences.c ------------------------------------------------------------------------------------------------- */
 
 /** @retval KVP_EINVAL  n is none of 1..KVP_BATCH_MAX */
 enum kvp_status kvp_check_batch(const char *call, uint32_t n);

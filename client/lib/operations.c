@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- sessions ------------------------------------------------------------------------------------------------------
- */
+/* ---- sessions ---------------------------------------------------------------------------------------------------- */
 
 static void take_bytes(const ProtobufCBinaryData *from, uint8_t *to, size_t room, uint32_t *ret_bytes)
 {
@@ -89,8 +88,7 @@ enum kvp_status kvp_session_close(struct kvp_client *client, const char *token)
     return status;
 }
 
-/* ---- statistics ----------------------------------------------------------------------------------------------------
- */
+/* ---- statistics -------------------------------------------------------------------------------------------------- */
 
 static size_t stats_bytes(const Kvpool__V1__GetStatsReply *from)
 {
@@ -203,8 +201,7 @@ void kvp_stats_free(struct kvp_stats *stats)
     free(stats);
 }
 
-/* ---- audit and quarantine ------------------------------------------------------------------------------------------
- */
+/* ---- audit and quarantine ---------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_audit(struct kvp_client *client, uint32_t *ret_count, char ***ret_texts, size_t *ret_n_texts)
 {

@@ -22,8 +22,7 @@ _Static_assert((int)KVP_ORDER_HND == (int)KVPOOL__V1__ORDER__ORDER_HND &&
                    (int)KVP_PLACEMENT_PAGE == (int)KVPOOL__V1__PLACEMENT__PLACEMENT_PAGE,
                "orders and placements");
 
-/* ---- from a message ------------------------------------------------------------------------------------------------
- */
+/* ---- from a message ---------------------------------------------------------------------------------------------- */
 
 /* Bytes handed out of one block, one behind the other. */
 struct block {
@@ -175,8 +174,7 @@ enum kvp_status kvp_strings_from(char *const *strings, size_t n, char ***ret_str
     return KVP_OK;
 }
 
-/* ---- the calls -----------------------------------------------------------------------------------------------------
- */
+/* ---- the calls --------------------------------------------------------------------------------------------------- */
 
 /* The planes of a spec as messages: structs and the pointers to them in one block. */
 static enum kvp_status planes_to(const struct kvp_layout_spec *layout, Kvpool__V1__PoolSpec *spec, void **ret_block)

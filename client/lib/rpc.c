@@ -83,8 +83,7 @@ uint64_t kvp_now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
 }
 
-/* ---- the list of calls; the lock is held ---------------------------------------------------------------------------
- */
+/* ---- the list of calls; the lock is held ------------------------------------------------------------------------- */
 
 static void link_call(struct kvp_client *client, struct kvp_rpc *rpc)
 {
@@ -102,8 +101,7 @@ static void unlink_call(struct kvp_client *client, struct kvp_rpc *rpc)
     }
 }
 
-/* ---- answers -------------------------------------------------------------------------------------------------------
- */
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 static void take_error(struct kvp_rpc *rpc, const struct kvp_wire_frame *frame)
 {
@@ -191,8 +189,7 @@ static void pump(struct kvp_client *client)
     pthread_cond_broadcast(&client->changed);
 }
 
-/* ---- sending; the lock is held -------------------------------------------------------------------------------------
- */
+/* ---- sending; the lock is held ----------------------------------------------------------------------------------- */
 
 static enum kvp_status send_call(struct kvp_client *client, struct kvp_rpc *rpc)
 {
@@ -239,8 +236,7 @@ static enum kvp_status send_again(struct kvp_client *client, struct kvp_rpc *rpc
     return send_call(client, rpc);
 }
 
-/* ---- calls ---------------------------------------------------------------------------------------------------------
- */
+/* ---- calls ------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_rpc_begin(struct kvp_client *client, struct kvp_pool *pool, uint16_t method,
                               ProtobufCMessage *request, const int *fds, unsigned n_fds, struct kvp_rpc *rpc)

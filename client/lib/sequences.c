@@ -10,8 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- arrays --------------------------------------------------------------------------------------------------------
- */
+/* ---- arrays ------------------------------------------------------------------------------------------------------ */
 
 enum kvp_status kvp_check_batch(const char *call, uint32_t n)
 {
@@ -76,8 +75,7 @@ static void remember(struct kvp_pool *pool, uint32_t slot, uint32_t version, uin
         atomic_store_explicit(&pool->own[slot], KVP_PROGRESS_WORD(version, reserved), memory_order_release);
 }
 
-/* ---- open ----------------------------------------------------------------------------------------------------------
- */
+/* ---- open -------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_seq_open(struct kvp_pool *pool, uint32_t n, const uint64_t *keys, unsigned flags,
                              struct kvp_seq *ret_seqs)
@@ -116,8 +114,7 @@ release:
     return status;
 }
 
-/* ---- advance -------------------------------------------------------------------------------------------------------
- */
+/* ---- advance ----------------------------------------------------------------------------------------------------- */
 
 /* An advance under way keeps what its answer is about. */
 struct kvp_advance {
@@ -226,8 +223,7 @@ enum kvp_status kvp_advance_wait(struct kvp_advance *advance, struct kvp_page_co
     return status;
 }
 
-/* ---- fork, transfer, close -----------------------------------------------------------------------------------------
- */
+/* ---- fork, transfer, close --------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_fork(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *parents, const uint64_t *keys,
                          const uint32_t *tokens, struct kvp_seq *ret_seqs, struct kvp_page_copy *ret_copies,
@@ -324,8 +320,7 @@ enum kvp_status kvp_seq_close(struct kvp_pool *pool, uint32_t n, const struct kv
     return status;
 }
 
-/* ---- list ----------------------------------------------------------------------------------------------------------
- */
+/* ---- list -------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_seq_list(struct kvp_pool *pool, bool all, uint32_t max, uint32_t *from_slot,
                              struct kvp_seq_info *ret_infos, uint32_t *ret_n)

@@ -49,8 +49,7 @@ struct kvp_step {
     int64_t *slot_mapping;
 };
 
-/* ---- memory --------------------------------------------------------------------------------------------------------
- */
+/* ---- memory ------------------------------------------------------------------------------------------------------ */
 
 static size_t staging_bytes(const struct kvp_step *step)
 {
@@ -222,8 +221,7 @@ void kvp_step_destroy(struct kvp_step *step)
     free(step);
 }
 
-/* ---- around a launch -----------------------------------------------------------------------------------------------
- */
+/* ---- around a launch --------------------------------------------------------------------------------------------- */
 
 static enum kvp_status enter(struct kvp_step *step)
 {
@@ -269,8 +267,7 @@ static enum kvp_status give_staging(struct staging *staging, void *stream)
     return staging->event != NULL ? kvp_cuda_event_record(staging->event, stream) : KVP_OK;
 }
 
-/* ---- begin ---------------------------------------------------------------------------------------------------------
- */
+/* ---- begin ------------------------------------------------------------------------------------------------------- */
 
 /* Fill in the inputs of one sequence. Where start is NULL the host backend knows it now, CUDA when the kernel runs. */
 static enum kvp_status fill_input(struct kvp_step *step, uint32_t n, uint32_t i, struct kvp_seq seq, uint32_t tokens,
@@ -380,8 +377,7 @@ void kvp_step_view(const struct kvp_step *step, struct kvp_step_view *ret_view)
                                        .slot_mapping = step->slot_mapping};
 }
 
-/* ---- append, progress, pages ---------------------------------------------------------------------------------------
- */
+/* ---- append, progress, pages ------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_append(struct kvp_step *step, uint32_t first_plane, uint32_t n_planes,
                            const struct kvp_token_view *sources, void *stream)

@@ -79,8 +79,7 @@ static double quantile(double *values, unsigned n, double q)
     return values[(unsigned)(q * (n - 1))];
 }
 
-/* ---- the echo ------------------------------------------------------------------------------------------------------
- */
+/* ---- the echo ---------------------------------------------------------------------------------------------------- */
 
 struct echo {
     pid_t pid;
@@ -154,8 +153,7 @@ static void echo_stop(struct echo *echo)
         bench_fail("the echo does not end");
 }
 
-/* ---- kvpool --------------------------------------------------------------------------------------------------------
- */
+/* ---- kvpool ------------------------------------------------------------------------------------------------------ */
 
 struct world {
     struct bench_daemon daemon;
@@ -273,8 +271,7 @@ static void measure_attach(struct world *w, struct figures *ret_figures)
     ret_figures->detach_us = quantile(detach, ATTACHES, 0.5);
 }
 
-/* ---- all of it -----------------------------------------------------------------------------------------------------
- */
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 static double median_of(const struct figures *trials, unsigned n, size_t offset)
 {

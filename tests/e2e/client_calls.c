@@ -8,8 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* ---- pools and sessions --------------------------------------------------------------------------------------------
- */
+/* ---- pools and sessions ------------------------------------------------------------------------------------------ */
 
 START_TEST(a_pool_is_described_as_it_was_made)
 {
@@ -97,8 +96,7 @@ START_TEST(a_session_by_lease_is_used_by_one_client_after_another)
 }
 END_TEST
 
-/* ---- the main path -------------------------------------------------------------------------------------------------
- */
+/* ---- the main path ----------------------------------------------------------------------------------------------- */
 
 START_TEST(tokens_written_here_are_read_in_place_by_another_session)
 {
@@ -211,8 +209,7 @@ START_TEST(pages_are_read_into_a_dense_buffer)
 }
 END_TEST
 
-/* ---- sequences -----------------------------------------------------------------------------------------------------
- */
+/* ---- sequences --------------------------------------------------------------------------------------------------- */
 
 START_TEST(advance_is_all_or_nothing_and_says_how_many_pages_are_missing)
 {
@@ -300,8 +297,7 @@ START_TEST(sequences_are_listed_from_slot_to_slot)
 }
 END_TEST
 
-/* ---- on request ----------------------------------------------------------------------------------------------------
- */
+/* ---- on request -------------------------------------------------------------------------------------------------- */
 
 START_TEST(an_append_on_request_writes_the_same_bytes)
 {
@@ -362,8 +358,7 @@ START_TEST(index_results_come_into_a_registered_buffer)
 }
 END_TEST
 
-/* ---- timelines, operations -----------------------------------------------------------------------------------------
- */
+/* ---- timelines, operations --------------------------------------------------------------------------------------- */
 
 START_TEST(a_timeline_is_signalled_by_its_owner_and_waited_for_by_anybody)
 {

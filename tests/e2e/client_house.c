@@ -73,8 +73,7 @@ struct kvp_seq open_one(struct kvp_pool *in, uint64_t key)
     return seq;
 }
 
-/* ---- bytes ---------------------------------------------------------------------------------------------------------
- */
+/* ---- bytes ------------------------------------------------------------------------------------------------------- */
 
 unsigned char token_byte(unsigned salt, uint32_t plane, uint32_t position)
 {

@@ -25,8 +25,7 @@ static void open_by_lease(struct kvp_session_info *session, struct kvp_client **
     ck_ok(kvp_attach(*ret_client, "p", NULL, ret_pool));
 }
 
-/* ---- the connection ------------------------------------------------------------------------------------------------
- */
+/* ---- the connection ---------------------------------------------------------------------------------------------- */
 
 START_TEST(a_session_of_the_connection_ends_with_it_and_its_pools_say_so)
 {
@@ -109,8 +108,7 @@ START_TEST(a_session_by_lease_that_is_over_is_over_for_its_pools_too)
 }
 END_TEST
 
-/* ---- the daemon ----------------------------------------------------------------------------------------------------
- */
+/* ---- the daemon -------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_daemon_that_starts_with_another_ledger_means_that_pools_are_lost)
 {
@@ -173,8 +171,7 @@ START_TEST(connecting_where_nobody_listens_is_said)
 }
 END_TEST
 
-/* ---- fork, threads -------------------------------------------------------------------------------------------------
- */
+/* ---- fork, threads ----------------------------------------------------------------------------------------------- */
 
 static int child_is_told(struct kvp_seq seq)
 {

@@ -52,8 +52,7 @@ static void store(uint32_t *at, uint32_t value)
     __atomic_store_n(at, value, __ATOMIC_RELEASE);
 }
 
-/* ---- lengths -------------------------------------------------------------------------------------------------------
- */
+/* ---- lengths ----------------------------------------------------------------------------------------------------- */
 
 static uint32_t length_now(void)
 {
@@ -98,8 +97,7 @@ START_TEST(a_word_over_what_is_reserved_is_clamped)
 }
 END_TEST
 
-/* ---- handles and states --------------------------------------------------------------------------------------------
- */
+/* ---- handles and states ------------------------------------------------------------------------------------------ */
 
 START_TEST(a_handle_of_another_generation_or_out_of_range_is_stale)
 {
@@ -161,8 +159,7 @@ START_TEST(a_forked_child_is_told_that_the_session_is_not_its_own)
 }
 END_TEST
 
-/* ---- rows ----------------------------------------------------------------------------------------------------------
- */
+/* ---- rows -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_row_is_copied_as_far_as_there_is_room_and_counted_whole)
 {

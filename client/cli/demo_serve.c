@@ -1,0 +1,418 @@
+/**
+ * How a worker of the demo serves requests, as an engine would.
+ *
+ *           admit                 prompt written           all written            the other has checked it
+ *   (trace) ─────► JOB_PREFILL ─────────────► JOB_DECODE ─────────────► JOB_CHECKING ─────────────► JOB_KEPT ──► closed
+ *                                                                                                   evicted, or at the end
+ *
+ * One turn: admit requests while there is room; begin an Advance for all that need more of it; one step over a chunk of
+ * one prompt and one token of every request that decodes; wait for the Advance, which had the step's time. So the step
+ * itself makes no call. A request whose prompt begins like an earlier one's starts as a fork of that, and only writes
+ * the rest.
+ *
+ * Room: the pool is shared by quota. A worker counts the pages that its sequences can come to have, shared or not, and
+ * evicts kept ones, least recently used first, so that both never run out of pages together.
+ */
+#include "demo_worker.h"
+
+#include <time.h>
+
+/* ---- small things ------------------------------------------------------------------------------------------------ */
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000ull + (uint64_t)now.tv_nsec;
+}
+
+static bool active(const struct job *job)
+{
+    return job->state == JOB_PREFILL || job->state == JOB_DECODE;
+}
+
+unsigned demo_count_jobs(const struct worker *w, enum job_state state)
+{
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < JOBS_MAX; i++)
+        n += w->jobs[i].state == state;
+    return n;
+}
+
+static enum kvp_status close_job(struct worker *w, struct job *job)
+{
+    w->pages -= job->pages;
+    job->state = JOB_FREE;
+    return kvp_seq_close(w->pool, 1, &job->seq, &w->done);
+}
+
+/* ---- admission --------------------------------------------------------------------------------------------------- */
+
+/* How many tokens of a request's prompt an earlier one has written. */
+static uint32_t shared_tokens(const struct worker *w, const struct job *job, const struct demo_request *request)
+{
+    const struct demo_request *other = &w->trace.requests[job->request];
+    uint32_t n = 0, tokens;
+
+    while (n < other->n_blocks && n < request->n_blocks && other->blocks[n] == request->blocks[n])
+        n++;
+    tokens = n * w->trace.block_tokens;
+    if (tokens > other->input_length)
+        tokens = other->input_length;
+    if (tokens > request->input_length)
+        tokens = request->input_length;
+    return tokens < job->written ? tokens : job->written;
+}
+
+static struct job *find_parent(struct worker *w, const struct demo_request *request, uint32_t *ret_tokens)
+{
+    struct job *best = NULL;
+
+    *ret_tokens = 0;
+    for (unsigned i = 0; i < JOBS_MAX; i++) {
+        uint32_t tokens;
+
+        if (w->jobs[i].state < JOB_DECODE)
+            continue;
+        tokens = shared_tokens(w, &w->jobs[i], request);
+        if (tokens > *ret_tokens) {
+            *ret_tokens = tokens;
+            best = &w->jobs[i];
+        }
+    }
+    return best;
+}
+
+static enum kvp_status evict_one(struct worker *w, bool *ret_evicted)
+{
+    struct job *oldest = NULL;
+
+    for (unsigned i = 0; i < JOBS_MAX; i++)
+        if (w->jobs[i].state == JOB_KEPT && (oldest == NULL || w->jobs[i].used < oldest->used))
+            oldest = &w->jobs[i];
+    *ret_evicted = oldest != NULL;
+    return oldest != NULL ? close_job(w, oldest) : KVP_OK;
+}
+
+/* Its sequence: a fork of the parent, or an empty one; and room for the first chunk, by an Advance of its own. */
+static enum kvp_status open_job(struct worker *w, struct job *job, const struct job *parent, uint32_t tokens)
+{
+    uint64_t key = w->next_key++, before;
+    struct kvp_page_copy copy;
+    uint32_t n_copies = 0, samples;
+    enum kvp_status status;
+
+    if (parent != NULL) /* what it is to share must be seen to be written */
+        status = kvp_timeline_wait(w->pool, w->done, WAIT_MS);
+    else
+        status = kvp_seq_open(w->pool, 1, &key, 0, &job->seq);
+    if (status == KVP_OK && parent != NULL)
+        status = kvp_fork(w->pool, 1, &parent->seq, &key, &tokens, &job->seq, &copy, &n_copies, NULL);
+    if (status == KVP_OK)
+        status = kvp_copy_owed(w->step, n_copies, &copy, NULL);
+    if (status != KVP_OK)
+        return status;
+    job->from = job->written = tokens;
+    job->reserved = job->total - tokens < CHUNK_TOKENS ? job->total : tokens + CHUNK_TOKENS;
+    before = now_ns();
+    status = kvp_advance(w->pool, 1, &job->seq, &job->reserved, NULL, 0, &copy, &n_copies, NULL);
+    if (status == KVP_ENOPAGES) /* the next turns ask again */
+        job->reserved = tokens;
+    else if (status != KVP_OK)
+        return status;
+    samples = (uint32_t)atomic_fetch_add(&w->me->samples, 1);
+    if (samples < DEMO_SAMPLES_MAX)
+        atomic_store(&w->me->advance_ns[samples], (uint32_t)(now_ns() - before));
+    atomic_fetch_add(&w->me->reused_tokens, tokens);
+    job->state = job->written < w->trace.requests[job->request].input_length ? JOB_PREFILL : JOB_DECODE;
+    w->pages += job->pages;
+    return KVP_OK;
+}
+
+static struct job *free_job(struct worker *w)
+{
+    for (unsigned i = 0; i < JOBS_MAX; i++)
+        if (w->jobs[i].state == JOB_FREE)
+            return &w->jobs[i];
+    return NULL;
+}
+
+/* Pages of what can not be evicted. */
+static uint32_t pinned_pages(const struct worker *w)
+{
+    uint32_t pages = 0;
+
+    for (unsigned i = 0; i < JOBS_MAX; i++)
+        if (w->jobs[i].state != JOB_FREE && w->jobs[i].state != JOB_KEPT)
+            pages += w->jobs[i].pages;
+    return pages;
+}
+
+bool demo_more_requests(struct worker *w)
+{
+    while (w->next < w->trace.n && w->trace.requests[w->next].worker != w->index)
+        w->next++;
+    return w->next < w->trace.n && !demo_stopped(w);
+}
+
+static enum kvp_status admit(struct worker *w)
+{
+    while (demo_more_requests(w) &&
+           demo_count_jobs(w, JOB_PREFILL) + demo_count_jobs(w, JOB_DECODE) < DEMO_ACTIVE_MAX) {
+        const struct demo_request *request = &w->trace.requests[w->next];
+        uint32_t total = request->input_length + request->output_length, tokens;
+        uint32_t pages = (total + DEMO_PAGE_TOKENS - 1) / DEMO_PAGE_TOKENS + 1;
+        struct job *job = free_job(w), *parent;
+        enum kvp_status status = KVP_OK;
+        bool evicted = true;
+
+        if (pages > w->board->quota_pages) {
+            w->next++;
+            continue;
+        }
+        if (pinned_pages(w) + pages > w->board->quota_pages)
+            return KVP_OK;
+        if (job == NULL) {
+            status = evict_one(w, &evicted);
+            if (status != KVP_OK || !evicted)
+                return status;
+            job = free_job(w);
+        }
+        parent = find_parent(w, request, &tokens);
+        if (parent != NULL)
+            parent->used = w->turn;
+        *job = (struct job){.request = w->next, .total = total, .pages = pages, .used = w->turn};
+        status = open_job(w, job, parent, tokens);
+        while (status == KVP_OK && evicted && w->pages > w->board->quota_pages)
+            status = evict_one(w, &evicted);
+        if (status != KVP_OK)
+            return status;
+        w->next++;
+    }
+    return KVP_OK;
+}
+
+/* ---- room -------------------------------------------------------------------------------------------------------- */
+
+struct wants {
+    uint32_t n;
+    struct job *jobs[DEMO_ACTIVE_MAX];
+    struct kvp_seq seqs[DEMO_ACTIVE_MAX];
+    uint32_t reserved[DEMO_ACTIVE_MAX];
+    struct kvp_advance *advance;
+};
+
+/* What a job should have room for when the coming step is done. */
+static uint32_t wanted(const struct job *job)
+{
+    uint32_t ahead = job->state == JOB_PREFILL ? 2 * CHUNK_TOKENS : LOOKAHEAD_TOKENS;
+
+    if (job->state == JOB_DECODE && job->reserved - job->written >= LOOKAHEAD_TOKENS / 2)
+        return job->reserved;
+    return job->total - job->written < ahead ? job->total : job->written + ahead;
+}
+
+static enum kvp_status begin_advance(struct worker *w, struct wants *wants)
+{
+    wants->n = 0;
+    wants->advance = NULL;
+    for (unsigned i = 0; i < JOBS_MAX && wants->n < DEMO_ACTIVE_MAX; i++) {
+        struct job *job = &w->jobs[i];
+
+        if (!active(job) || wanted(job) <= job->reserved)
+            continue;
+        wants->jobs[wants->n] = job;
+        wants->seqs[wants->n] = job->seq;
+        wants->reserved[wants->n] = wanted(job);
+        wants->n++;
+    }
+    if (wants->n == 0)
+        return KVP_OK;
+    return kvp_advance_begin(w->pool, wants->n, wants->seqs, wants->reserved, NULL, 0, &wants->advance);
+}
+
+static enum kvp_status end_advance(struct worker *w, struct wants *wants)
+{
+    struct kvp_page_copy copies[DEMO_ACTIVE_MAX];
+    uint32_t n_copies, missing;
+    enum kvp_status status;
+    bool evicted;
+
+    if (wants->advance == NULL)
+        return KVP_OK;
+    status = kvp_advance_wait(wants->advance, copies, &n_copies, &missing);
+    for (uint32_t i = 0; i < wants->n && status == KVP_OK; i++)
+        wants->jobs[i]->reserved = wants->reserved[i];
+    return status == KVP_ENOPAGES ? evict_one(w, &evicted) : status;
+}
+
+/* ---- a step ------------------------------------------------------------------------------------------------------ */
+
+struct batch {
+    uint32_t n, nnz;
+    struct job *jobs[DEMO_ACTIVE_MAX];
+    struct kvp_seq seqs[DEMO_ACTIVE_MAX];
+    uint32_t start[DEMO_ACTIVE_MAX], tokens[DEMO_ACTIVE_MAX];
+};
+
+/* A chunk of one prompt, and one token of each that decodes; as far as there is room. */
+static void choose_batch(struct worker *w, struct batch *batch)
+{
+    bool prefill = false;
+
+    batch->n = batch->nnz = 0;
+    for (unsigned i = 0; i < JOBS_MAX && batch->n < DEMO_ACTIVE_MAX; i++) {
+        struct job *job = &w->jobs[i];
+        uint32_t most = 1;
+
+        if (!active(job) || job->written >= job->reserved || (job->state == JOB_PREFILL && prefill))
+            continue;
+        if (job->state == JOB_PREFILL) {
+            uint32_t rest = w->trace.requests[job->request].input_length - job->written;
+
+            prefill = true;
+            most = rest < CHUNK_TOKENS ? rest : CHUNK_TOKENS;
+        }
+        if (most > job->reserved - job->written)
+            most = job->reserved - job->written;
+        batch->jobs[batch->n] = job;
+        batch->seqs[batch->n] = job->seq;
+        batch->start[batch->n] = job->written;
+        batch->tokens[batch->n] = most;
+        batch->nnz += most;
+        batch->n++;
+    }
+}
+
+/* The K and V rows of a layer for all tokens of the batch, as the model would have made them. */
+static void make_layer(struct worker *w, const struct batch *batch, uint32_t layer, unsigned char *bytes)
+{
+    for (uint32_t c = 0; c < 2; c++) {
+        unsigned char *row = bytes + (size_t)c * STEP_TOKENS * DEMO_ROW_BYTES;
+
+        for (uint32_t i = 0; i < batch->n; i++)
+            for (uint32_t t = 0; t < batch->tokens[i]; t++, row += DEMO_ROW_BYTES) {
+                uint32_t position = batch->start[i] + t;
+
+                demo_fill(row, demo_content_key(&w->trace, batch->jobs[i]->request, position), 2 * layer + c, position);
+            }
+    }
+    if (w->fault_due) {
+        w->fault_due = false;
+        bytes[DEMO_ROW_BYTES / 2] ^= 0x40;
+    }
+}
+
+static enum kvp_status append_layers(struct worker *w, const struct batch *batch, unsigned char *bytes)
+{
+    for (uint32_t layer = 0; layer < w->board->layers; layer++) {
+        unsigned char *at = bytes + layer * w->layer_stride;
+        const struct kvp_token_view sources[2] = {
+            {at, DEMO_ROW_BYTES, DEMO_HEAD_DIM * 2},
+            {at + (size_t)STEP_TOKENS * DEMO_ROW_BYTES, DEMO_ROW_BYTES, DEMO_HEAD_DIM * 2}};
+        enum kvp_status status;
+
+        make_layer(w, batch, layer, at);
+        status = kvp_append(w->step, 2 * layer, 2, sources, NULL);
+        if (status != KVP_OK)
+            return status;
+    }
+    return KVP_OK;
+}
+
+static enum kvp_status run_step(struct worker *w, const struct batch *batch)
+{
+    unsigned source = w->next_source++ % 2;
+    enum kvp_status status = kvp_timeline_wait(w->pool, w->sources[source].free_at, WAIT_MS);
+
+    if (status == KVP_OK)
+        status = kvp_step_begin(w->step, batch->n, batch->seqs, batch->tokens, batch->start, NULL);
+    if (status == KVP_OK)
+        status = append_layers(w, batch, w->sources[source].bytes);
+    if (status == KVP_OK)
+        status = kvp_progress(w->step, NULL);
+    w->done.value++;
+    if (status == KVP_OK)
+        status = kvp_timeline_signal(w->pool, w->done, NULL);
+    if (status != KVP_OK)
+        return status;
+    w->sources[source].free_at = w->done;
+    for (uint32_t i = 0; i < batch->n; i++) {
+        struct job *job = batch->jobs[i];
+
+        job->written += batch->tokens[i];
+        job->used = w->turn;
+        if (job->state == JOB_PREFILL && job->written >= w->trace.requests[job->request].input_length)
+            job->state = JOB_DECODE;
+    }
+    atomic_fetch_add(&w->me->tokens, batch->nnz);
+    atomic_fetch_add(&w->me->bytes, (uint64_t)batch->nnz * w->board->layers * 2 * DEMO_ROW_BYTES);
+    return KVP_OK;
+}
+
+/* What is all written, or at the end whatever is, goes to the other worker to be checked. */
+static enum kvp_status hand_over(struct worker *w)
+{
+    bool waited = false;
+
+    for (unsigned i = 0; i < JOBS_MAX; i++) {
+        struct job *job = &w->jobs[i];
+        struct message message = {.kind = MESSAGE_CHECK,
+                                  .job = i,
+                                  .seq = job->seq,
+                                  .request = job->request,
+                                  .from = job->from,
+                                  .to = job->written};
+
+        if (!active(job) || (job->written < job->total && !demo_stopped(w)))
+            continue;
+        if (!waited) { /* the GPU has to be done with it before the daemon counts it */
+            enum kvp_status status = kvp_timeline_wait(w->pool, w->done, WAIT_MS);
+
+            if (status != KVP_OK)
+                return status;
+            waited = true;
+        }
+        job->state = w->peer_gone ? JOB_KEPT : JOB_CHECKING;
+        demo_send(w, &message);
+    }
+    return KVP_OK;
+}
+
+/* ---- a turn ------------------------------------------------------------------------------------------------------ */
+
+enum kvp_status demo_serve_turn(struct worker *w, bool *ret_idle)
+{
+    struct wants wants;
+    struct batch batch;
+    enum kvp_status status, ended;
+
+    w->turn++;
+    *ret_idle = true;
+    status = admit(w);
+    if (status == KVP_OK)
+        status = begin_advance(w, &wants);
+    if (status != KVP_OK)
+        return status;
+    choose_batch(w, &batch);
+    if (batch.n > 0) {
+        *ret_idle = false;
+        status = run_step(w, &batch);
+    }
+    ended = end_advance(w, &wants);
+    if (status == KVP_OK)
+        status = ended;
+    return status == KVP_OK ? hand_over(w) : status;
+}
+
+enum kvp_status demo_close_kept(struct worker *w)
+{
+    enum kvp_status status = KVP_OK;
+    bool evicted = true;
+
+    while (status == KVP_OK && evicted)
+        status = evict_one(w, &evicted);
+    return status;
+}
