@@ -1,5 +1,6 @@
 /**
- * The part of kvp_cuda_gather that moves bytes as they are: private to the .cu files here. Arguments are checked already.
+ * The part of kvp_cuda_gather that moves bytes as they are: private to the .cu files here. Arguments are
+ * checked already.
  */
 #ifndef KVP_GATHER_BYTES_H
 #define KVP_GATHER_BYTES_H

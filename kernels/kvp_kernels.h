@@ -11,8 +11,10 @@
  *
  * Launch. kvp_cuda_X works on the current device and `stream` (a cudaStream_t; NULL is the default stream). It neither
  * allocates nor synchronises, and can be captured into a graph: counts that vary between replays are read from
- * device memory (…_device), the count given on the host being their bound. kvp_host_X takes the number of threads;
- * ≤ 0 chooses by the size of the work. Both may be called by any thread; two calls that touch the same bytes are the
+ * device memory (…_device), the count given on the host being their bound. From compute capability 9.0 on append,
+ * gather, index and progress use programmatic dependent launch: they wait for the stream before they touch memory, and
+ * a kernel enqueued behind them that is launched so must do the same. kvp_host_X takes the number of threads; ≤ 0
+ * chooses by the size of the work. Both may be called by any thread; two calls that touch the same bytes are the
  * caller's to order.
  *
  * Status. Arguments are checked before anything is launched: KVP_EINVAL. A launch that fails is KVP_EDEVICE (CUDA),

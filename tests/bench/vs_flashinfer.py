@@ -7,8 +7,8 @@ Each line is a shape: the median time of one call in microseconds, from replays 
 turns on several sets of tensors, and how many times longer the others take than kvpool. Before a shape is timed,
 all of them write into equal caches, which must then be equal to the last byte; a difference ends the program with 1.
 
-torch: the way of engines without a kernel for it, cache.view(-1, H, D)[slot_mapping] = k, for K and for V. The library is
-made by the CMake target kvp_kernels_cuda_shared.
+torch: the way of engines without a kernel for it, cache.view(-1, H, D)[slot_mapping] = k, for K and for V. The library
+is made by the CMake target kvp_kernels_cuda_shared.
 """
 import argparse
 import ctypes
