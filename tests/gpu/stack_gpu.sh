@@ -44,10 +44,13 @@ executor_pid() {
     kvpool --json status | sed -n '/"executors"/,$p' | field pid
 }
 
+# the daemon of this test, whoever started it
 daemon_pid() {
-    local pid
-    for pid in $(pgrep -x kvpoold); do
-        tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qxF "$dir" && echo "$pid"
+    local process
+    for process in /proc/[0-9]*; do
+        case $(readlink "$process/exe" 2>/dev/null) in
+        */kvpoold) tr '\0' '\n' <"$process/cmdline" 2>/dev/null | grep -qxF "$dir" && echo "${process#/proc/}" ;;
+        esac
     done
 }
 
