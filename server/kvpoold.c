@@ -2,15 +2,19 @@
  * kvpoold: the daemon that owns the page pool. Options, configuration, and the shell's life.
  *
  * Exit codes: 0 ended by a signal, or what was asked for was printed; 1 the configuration or the start failed; 2 the
- * command line is not understood.
+ * command line is not understood; 3 what an earlier daemon left can not be adopted (it stays where it is kept).
  */
 #include "config.h"
 #include "log.h"
 #include "shell.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* A service manager starts it again at once, and what is refused now is refused then: no faster than this. */
+#define REFUSED_MS 1000
 
 enum command { COMMAND_SERVE, COMMAND_CHECK, COMMAND_PRINT, COMMAND_VERSION, COMMAND_HELP };
 
@@ -120,10 +124,17 @@ static bool configure(const struct arguments *arguments, struct kvp_config *ret_
 static int serve(const struct kvp_config *config, bool discard_state)
 {
     struct kvp_shell *shell;
+    enum kvp_status status;
 
     kvp_log_start((int)config->log.level);
     setenv("UV_THREADPOOL_SIZE", "1", 0); /* memory objects are made one by one */
-    if (kvp_shell_open(config, discard_state, &shell) != KVP_OK)
+    status = kvp_shell_open(config, discard_state, &shell);
+    if (status == KVP_ECORRUPT || status == KVP_EMISMATCH) {
+        if (getenv("NOTIFY_SOCKET") != NULL)
+            poll(NULL, 0, REFUSED_MS);
+        return 3;
+    }
+    if (status != KVP_OK)
         return 1;
     kvp_shell_run(shell);
     kvp_shell_close(shell);

@@ -407,6 +407,38 @@ static enum kvp_status make_ledger(struct kvp_shell *shell)
     return status == KVP_OK ? park_and_wait(shell, KVP_LEDGER_NAME, shell->block.fd) : status;
 }
 
+#define VIOLATIONS_LOGGED 8
+
+static void log_violation(void *arg, const char *violation)
+{
+    unsigned *n = arg;
+
+    if ((*n)++ < VIOLATIONS_LOGGED)
+        kvp_log(LOG_ERR, "the ledger that was kept: %s", violation);
+}
+
+/* All of it, before anything is served: 0.4 ms for 32 768 pages in use, 30 ms for a million. */
+static enum kvp_status audit_ledger(const struct kvp_ledger *ledger, const char **reterr_why)
+{
+    void *scratch = malloc(kvp_audit_scratch_bytes(ledger));
+    uint64_t start_ns = uv_hrtime(), violations;
+    unsigned logged = 0;
+
+    if (scratch == NULL) {
+        *reterr_why = "there is no memory to audit it";
+        return KVP_ENOMEM;
+    }
+    violations = kvp_audit(ledger, scratch, log_violation, &logged);
+    free(scratch);
+    if (violations == 0) {
+        kvp_log(LOG_INFO, "the ledger that was kept is clean: audited in %llu us",
+                (unsigned long long)((uv_hrtime() - start_ns) / 1000));
+        return KVP_OK;
+    }
+    *reterr_why = "it is not sound";
+    return KVP_ECORRUPT;
+}
+
 static enum kvp_status adopt_ledger(struct kvp_shell *shell, int fd)
 {
     const char *why = "it is not a ledger's memory";
@@ -416,6 +448,8 @@ static enum kvp_status adopt_ledger(struct kvp_shell *shell, int fd)
         status = kvp_ledger_open(&shell->ledger, shell->block.address, shell->block.address, shell->block.bytes, &why);
     else
         close(fd);
+    if (status == KVP_OK)
+        status = audit_ledger(&shell->ledger, &why);
     if (status != KVP_OK)
         kvp_log(LOG_ERR, "the ledger that was kept can not be adopted: %s. --discard-state gives it up, with all pools",
                 why);

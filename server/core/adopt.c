@@ -22,6 +22,17 @@
 
 /* ---- create ------------------------------------------------------------------------------------------------------ */
 
+/* What is stored twice must agree: the description, and what the ledger laid its extent out by. */
+static bool same_shape(const struct kvp_core *core, const struct kvp_pool_view *view,
+                       const Kvpool__V1__PoolSpec *spec)
+{
+    const struct kvp_pool_geometry *geometry = &view->geometry;
+    const uint64_t *digest = core->pools[view->id.slot].digest;
+    return strcmp(spec->name, view->name) == 0 && spec->page_tokens == geometry->page_tokens &&
+           spec->reserved_pages == geometry->reserved_pages && core_row_pages(spec) == geometry->row_pages &&
+           digest[0] == view->layout_digest[0] && digest[1] == view->layout_digest[1];
+}
+
 static enum kvp_status adopt_pool(struct kvp_core *core, const struct kvp_pool_view *view)
 {
     Kvpool__V1__PoolSpec *spec = kvpool__v1__pool_spec__unpack(NULL, view->blob_bytes, view->blob);
@@ -33,8 +44,12 @@ static enum kvp_status adopt_pool(struct kvp_core *core, const struct kvp_pool_v
     enum kvp_status status = core_pool_load(core, view->id, spec);
     if (status != KVP_OK) {
         core_spec_free(spec);
-        return status;
+        return status == KVP_ENOMEM ? status : KVP_ECORRUPT;
     }
+    if (view->needs_after == core->host)
+        return core_refuse(core, KVP_ECORRUPT, "pool %s: it is not of the %s backend", view->name, core->config.backend);
+    if (!same_shape(core, view, spec))
+        return core_refuse(core, KVP_ECORRUPT, "pool %s: its description is not that of its pages", view->name);
     struct pool_state *pool = &core->pools[view->id.slot];
     for (uint32_t rank = 0; rank < pool->n_slabs; rank++) {
         struct slab_state *slab = &pool->slabs[rank];
@@ -103,7 +118,7 @@ static bool take_thing(struct kvp_core *core, struct kvp_thing thing, void *addr
         pool->attachments[thing.b].ask_nvml_ms = pool->host || attachment.nvml_seen ? NEVER : core->now_ms;
         return true;
     case KVP_THING_SLAB:
-        if (thing.b >= pool->n_slabs)
+        if (thing.b >= pool->n_slabs || (pool->host && bytes < pool->slab_bytes))
             return false;
         pool->slabs[thing.b].bytes = pool->slab_bytes;
         return true;
@@ -118,6 +133,7 @@ void core_adopt_thing(struct kvp_core *core, struct kvp_thing thing, enum kvp_st
 {
     if (core->adopting && status == KVP_OK && take_thing(core, thing, address, bytes))
         return;
+    core_log(core, 6, "%c%u.%u was kept, and nothing in the ledger is held by it: given up", thing.kind, thing.a, thing.b);
     core->act->thing_drop(core->ctx, thing);
 }
 

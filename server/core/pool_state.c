@@ -28,6 +28,7 @@ enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvp
     memset(pool, 0, sizeof(*pool));
     pool->id = id;
     pool->spec = take_spec;
+    memcpy(pool->digest, digest, sizeof(digest));
     pool->planes = planes;
     pool->host = core->host;
     pool->legacy = take_spec->memory == KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC;

@@ -88,6 +88,7 @@ struct pool_state {
     Kvpool__V1__PoolSpec *spec;
     struct kvp_plane_layout *planes; /* [spec->n_planes] */
     uint64_t slab_bytes, page_bytes;
+    uint64_t digest[2]; /* of its layout */
     bool host;   /* backend "host" */
     bool legacy; /* memory of cudaMalloc, owned by the executor */
     uint32_t n_slabs;

@@ -283,7 +283,7 @@ START_TEST(a_ledger_that_is_none_is_refused_until_it_is_given_up)
         test_folder(dir);
         test_daemon_spawn(&server, dir, NULL, environment, fd);
         ck_assert(test_daemon_says(&server, "can not be adopted"));
-        ck_assert_int_eq(test_daemon_wait(&server), 1);
+        ck_assert_int_eq(test_daemon_wait(&server), 3);
         test_daemon_spawn(&server, dir, discard, environment, fd);
         ck_assert(test_daemon_says(&server, "serves in"));
         ck_assert_int_eq(test_daemon_stop(&server), 0);
