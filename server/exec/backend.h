@@ -45,7 +45,7 @@ struct kvp_exec_memory {
     uint64_t device;     /* address on the GPU; 0: host memory */
     uint64_t bytes;      /* from there */
     bool writable;
-    int fd;              /* of a slab: what is handed on; else -1 */
+    int fd; /* of a slab: what is handed on; else -1 */
     bool has_ipc;
     unsigned char ipc[KVP_EXEC_IPC_BYTES];
     void *owner; /* the backend's own */
@@ -68,7 +68,7 @@ struct kvp_exec_index {
     const int32_t *last_page_len; /* [batch] */
     const int32_t *tokens;        /* [batch] of them appended */
     const struct kvp_exec_memory *target;
-    uint32_t wanted; /* bits of the outputs */
+    uint32_t wanted;                    /* bits of the outputs */
     uint64_t offsets[KVP_EXEC_OUTPUTS]; /* in the target */
     uint64_t bytes[KVP_EXEC_OUTPUTS];
 };

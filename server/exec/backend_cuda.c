@@ -30,9 +30,8 @@ static void format_uuid(const CUuuid *uuid, char ret_id[KVP_EXEC_DEVICE_BYTES])
 {
     const unsigned char *b = (const unsigned char *)uuid->bytes;
 
-    snprintf(ret_id, KVP_EXEC_DEVICE_BYTES,
-             "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3], b[4],
-             b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    snprintf(ret_id, KVP_EXEC_DEVICE_BYTES, "GPU-%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+             b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 }
 
 static enum kvp_status find_device(const char *id, CUdevice *ret_number, struct kvp_exec_device_info *ret_info,
@@ -457,8 +456,8 @@ static enum kvp_status run_index(struct kvp_exec_worker *worker, const struct kv
     }
     for (unsigned k = 0; k < KVP_EXEC_OUTPUTS && status == KVP_OK; k++)
         if (index->target->host != NULL && outputs[k] != 0 && index->bytes[k] > 0)
-            KVP_CUDA_CALL(done, cuMemcpyDtoHAsync, index->target->host + index->offsets[k], outputs[k],
-                          index->bytes[k], worker->stream);
+            KVP_CUDA_CALL(done, cuMemcpyDtoHAsync, index->target->host + index->offsets[k], outputs[k], index->bytes[k],
+                          worker->stream);
 done:
     return status;
 }

@@ -139,15 +139,13 @@ static enum kvp_status run_copies(const struct kvp_exec_work *work, const struct
 
 static enum kvp_status run_append(const struct kvp_exec_work *work, struct views *views)
 {
-    struct kvp_append_args args = {.planes = views->planes,
-                                   .sources = views->sources,
-                                   .n_planes = work->spec->n_planes,
-                                   .pages = work->spec->pages,
-                                   .page_tokens = work->spec->page_tokens,
-                                   .at = {.kind = KVP_ADDRESS_SLOTS,
-                                          .index_bits = 64,
-                                          .nnz = work->nnz,
-                                          .slot_mapping = work->slots}};
+    struct kvp_append_args args = {
+        .planes = views->planes,
+        .sources = views->sources,
+        .n_planes = work->spec->n_planes,
+        .pages = work->spec->pages,
+        .page_tokens = work->spec->page_tokens,
+        .at = {.kind = KVP_ADDRESS_SLOTS, .index_bits = 64, .nnz = work->nnz, .slot_mapping = work->slots}};
 
     for (uint32_t p = 0; p < work->spec->n_planes; p++)
         views->sources[p] =

@@ -274,13 +274,13 @@ void kvp_exec_slab_create(struct kvp_exec *exec, struct kvp_exec_request *reques
     slab = slab_new(create->pool_id, create->rank, geometry, create->bytes, legacy);
     if (t == NULL || slab == NULL)
         goto free_all;
-    *t = (struct slab_task){.item = {.task = {.device = exec->device,
-                                              .session = create->pool_id, .pool = create->pool_id, .run = slab_run},
-                                     .ended = slab_ended,
-                                     .forget = slab_forget},
-                            .exec = exec,
-                            .tag = request->tag,
-                            .slab = slab};
+    *t = (struct slab_task){
+        .item = {.task = {.device = exec->device, .session = create->pool_id, .pool = create->pool_id, .run = slab_run},
+                 .ended = slab_ended,
+                 .forget = slab_forget},
+        .exec = exec,
+        .tag = request->tag,
+        .slab = slab};
     if (kvp_exec_queue_submit(exec->queue, &t->item.task) == KVP_OK)
         return;
 
@@ -401,8 +401,8 @@ void kvp_exec_buffer_free(struct kvp_exec_object *object, void *arg)
 static enum kvp_status import(struct kvp_exec *exec, struct kvp_exec_request *request, struct kvp_exec_error *reterr)
 {
     const Kvpool__V1__ExecBufferImportRequest *wanted = (const void *)request->body;
-    bool on_host = strcmp(wanted->device, "host") == 0 || (wanted->device[0] == 0 && wanted->ipc_handle.len == 0 &&
-                                                           strcmp(exec->backend->name, "host") == 0);
+    bool on_host = strcmp(wanted->device, "host") == 0 ||
+                   (wanted->device[0] == 0 && wanted->ipc_handle.len == 0 && strcmp(exec->backend->name, "host") == 0);
     const unsigned char *ipc = wanted->ipc_handle.len > 0 ? wanted->ipc_handle.data : NULL;
     struct kvp_exec_object *object, *before;
     enum kvp_status status = need_device(exec, reterr);

@@ -18,8 +18,8 @@ struct kvp_cuda_opened;
 struct kvp_exec_device {
     CUdevice number;
     CUcontext context;
-    uint64_t granularity; /* of cuMemCreate */
-    bool stream_writes;   /* streams can store 64-bit values */
+    uint64_t granularity;           /* of cuMemCreate */
+    bool stream_writes;             /* streams can store 64-bit values */
     struct kvp_cuda_opened *opened; /* legacy handles of others, counted */
     pthread_mutex_t lock;
     struct kvp_cuda_timelines *timelines; /* registered for the GPU to store to */

@@ -5,8 +5,8 @@
 
 struct kvp_cuda_driver kvp_cuda;
 
-#define NAME_OF(name)  TEXT_OF(name) /* expands the macro by which cuda.h versions an entry */
-#define TEXT_OF(name)  #name
+#define NAME_OF(name) TEXT_OF(name) /* expands the macro by which cuda.h versions an entry */
+#define TEXT_OF(name) #name
 
 static const struct {
     const char *name;

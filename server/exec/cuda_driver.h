@@ -12,50 +12,50 @@
 #include <cuda.h>
 
 /* The names as cuda.h versions them: each is looked up under what its macro expands to. */
-#define KVP_CUDA_ENTRIES(X)             \
-    X(cuInit)                           \
-    X(cuGetErrorName)                   \
-    X(cuDeviceGetCount)                 \
-    X(cuDeviceGet)                      \
-    X(cuDeviceGetUuid)                  \
-    X(cuDeviceGetName)                  \
-    X(cuDeviceTotalMem)                 \
-    X(cuDeviceGetAttribute)             \
-    X(cuDevicePrimaryCtxRetain)         \
-    X(cuDevicePrimaryCtxRelease)        \
-    X(cuCtxSetCurrent)                  \
-    X(cuMemGetAllocationGranularity)    \
-    X(cuMemGetAllocationPropertiesFromHandle) \
-    X(cuMemCreate)                      \
-    X(cuMemRelease)                     \
-    X(cuMemExportToShareableHandle)     \
-    X(cuMemImportFromShareableHandle)   \
-    X(cuMemAddressReserve)              \
-    X(cuMemAddressFree)                 \
-    X(cuMemMap)                         \
-    X(cuMemUnmap)                       \
-    X(cuMemSetAccess)                   \
-    X(cuMemAlloc)                       \
-    X(cuMemFree)                        \
-    X(cuMemAllocHost)                   \
-    X(cuMemFreeHost)                    \
-    X(cuMemGetAddressRange)             \
-    X(cuMemsetD8Async)                  \
-    X(cuMemcpyHtoDAsync)                \
-    X(cuMemcpyDtoHAsync)                \
-    X(cuIpcGetMemHandle)                \
-    X(cuIpcOpenMemHandle)               \
-    X(cuIpcCloseMemHandle)              \
-    X(cuMemHostRegister)                \
-    X(cuMemHostUnregister)              \
-    X(cuMemHostGetDevicePointer)        \
-    X(cuStreamCreate)                   \
-    X(cuStreamDestroy)                  \
-    X(cuStreamSynchronize)              \
-    X(cuStreamWriteValue64)             \
-    X(cuEventCreate)                    \
-    X(cuEventDestroy)                   \
-    X(cuEventRecord)                    \
+#define KVP_CUDA_ENTRIES(X)                                                                                            \
+    X(cuInit)                                                                                                          \
+    X(cuGetErrorName)                                                                                                  \
+    X(cuDeviceGetCount)                                                                                                \
+    X(cuDeviceGet)                                                                                                     \
+    X(cuDeviceGetUuid)                                                                                                 \
+    X(cuDeviceGetName)                                                                                                 \
+    X(cuDeviceTotalMem)                                                                                                \
+    X(cuDeviceGetAttribute)                                                                                            \
+    X(cuDevicePrimaryCtxRetain)                                                                                        \
+    X(cuDevicePrimaryCtxRelease)                                                                                       \
+    X(cuCtxSetCurrent)                                                                                                 \
+    X(cuMemGetAllocationGranularity)                                                                                   \
+    X(cuMemGetAllocationPropertiesFromHandle)                                                                          \
+    X(cuMemCreate)                                                                                                     \
+    X(cuMemRelease)                                                                                                    \
+    X(cuMemExportToShareableHandle)                                                                                    \
+    X(cuMemImportFromShareableHandle)                                                                                  \
+    X(cuMemAddressReserve)                                                                                             \
+    X(cuMemAddressFree)                                                                                                \
+    X(cuMemMap)                                                                                                        \
+    X(cuMemUnmap)                                                                                                      \
+    X(cuMemSetAccess)                                                                                                  \
+    X(cuMemAlloc)                                                                                                      \
+    X(cuMemFree)                                                                                                       \
+    X(cuMemAllocHost)                                                                                                  \
+    X(cuMemFreeHost)                                                                                                   \
+    X(cuMemGetAddressRange)                                                                                            \
+    X(cuMemsetD8Async)                                                                                                 \
+    X(cuMemcpyHtoDAsync)                                                                                               \
+    X(cuMemcpyDtoHAsync)                                                                                               \
+    X(cuIpcGetMemHandle)                                                                                               \
+    X(cuIpcOpenMemHandle)                                                                                              \
+    X(cuIpcCloseMemHandle)                                                                                             \
+    X(cuMemHostRegister)                                                                                               \
+    X(cuMemHostUnregister)                                                                                             \
+    X(cuMemHostGetDevicePointer)                                                                                       \
+    X(cuStreamCreate)                                                                                                  \
+    X(cuStreamDestroy)                                                                                                 \
+    X(cuStreamSynchronize)                                                                                             \
+    X(cuStreamWriteValue64)                                                                                            \
+    X(cuEventCreate)                                                                                                   \
+    X(cuEventDestroy)                                                                                                  \
+    X(cuEventRecord)                                                                                                   \
     X(cuEventSynchronize)
 
 struct kvp_cuda_driver {
@@ -73,13 +73,13 @@ enum kvp_status kvp_cuda_driver_load(struct kvp_exec_error *reterr);
 enum kvp_status kvp_cuda_fail(struct kvp_exec_error *reterr, const char *call, CUresult result);
 
 /* A driver call whose failure ends the function it stands in at `label`, with `status` set. */
-#define KVP_CUDA_CALL(label, name, ...)                              \
-    do {                                                             \
-        CUresult kvp_result = kvp_cuda.name(__VA_ARGS__);            \
-        if (kvp_result != CUDA_SUCCESS) {                            \
-            status = kvp_cuda_fail(reterr, #name, kvp_result);       \
-            goto label;                                              \
-        }                                                            \
+#define KVP_CUDA_CALL(label, name, ...)                                                                                \
+    do {                                                                                                               \
+        CUresult kvp_result = kvp_cuda.name(__VA_ARGS__);                                                              \
+        if (kvp_result != CUDA_SUCCESS) {                                                                              \
+            status = kvp_cuda_fail(reterr, #name, kvp_result);                                                         \
+            goto label;                                                                                                \
+        }                                                                                                              \
     } while (0)
 
 #endif

@@ -44,8 +44,8 @@ enum kind { MAPPED, ALLOCATED, OPENED, HOST };
 /* memory->owner */
 struct owned {
     enum kind kind;
-    CUdeviceptr base;   /* MAPPED, ALLOCATED */
-    uint64_t reserved;  /* MAPPED: bytes from base */
+    CUdeviceptr base;  /* MAPPED, ALLOCATED */
+    uint64_t reserved; /* MAPPED: bytes from base */
     struct kvp_cuda_opened *opened;
     struct kvp_exec_memory host; /* HOST: the mapping */
 };
@@ -106,8 +106,8 @@ done:
 
 /* ---- slabs --------------------------------------------------------------------------------------------------------- */
 
-static enum kvp_status create_shared(struct kvp_exec_device *device, uint64_t bytes, struct owned *owned,
-                                     int *ret_fd, struct kvp_exec_error *reterr)
+static enum kvp_status create_shared(struct kvp_exec_device *device, uint64_t bytes, struct owned *owned, int *ret_fd,
+                                     struct kvp_exec_error *reterr)
 {
     CUmemAllocationProp properties = properties_of(device);
     CUmemGenericAllocationHandle handle;
@@ -293,9 +293,9 @@ static enum kvp_status take_legacy(struct kvp_exec_device *device, const unsigne
     owned->base = owned->opened->at;
     if (bytes > 0 && offset <= owned->opened->bytes && bytes <= owned->opened->bytes - offset)
         return KVP_OK;
-    status = kvp_exec_fail(reterr, KVP_EINVAL, "the handle shares %llu bytes, %llu at %llu are named",
-                           (unsigned long long)owned->opened->bytes, (unsigned long long)bytes,
-                           (unsigned long long)offset);
+    status =
+        kvp_exec_fail(reterr, KVP_EINVAL, "the handle shares %llu bytes, %llu at %llu are named",
+                      (unsigned long long)owned->opened->bytes, (unsigned long long)bytes, (unsigned long long)offset);
     close_legacy(device, owned->opened);
     return status;
 }
@@ -312,9 +312,10 @@ enum kvp_status kvp_cuda_buffer_import(struct kvp_exec_device *device, bool on_h
         return kvp_exec_fail(reterr, KVP_ENOMEM, "no memory for a buffer");
     if (on_host) {
         owned->kind = HOST;
-        status = ipc != NULL
-                     ? kvp_exec_fail(reterr, KVP_EINVAL, "legacy handles are of GPU memory, the buffer is the host's")
-                     : kvp_exec_map_at(fd, offset, bytes, KVP_EXEC_MAP_SEALED | KVP_EXEC_MAP_READ, &owned->host, reterr);
+        status =
+            ipc != NULL
+                ? kvp_exec_fail(reterr, KVP_EINVAL, "legacy handles are of GPU memory, the buffer is the host's")
+                : kvp_exec_map_at(fd, offset, bytes, KVP_EXEC_MAP_SEALED | KVP_EXEC_MAP_READ, &owned->host, reterr);
         memory.host = owned->host.host;
         memory.writable = owned->host.writable;
     } else {

@@ -48,7 +48,7 @@ struct kvp_exec_processes;
 struct kvp_exec {
     int socket;
     const struct kvp_exec_backend *backend;
-    const char *device_id; /* as asked for on the command line */
+    const char *device_id;          /* as asked for on the command line */
     struct kvp_exec_device *device; /* NULL: not opened yet */
     struct kvp_exec_device_info info;
     struct kvp_exec_queue *queue;

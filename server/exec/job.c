@@ -57,21 +57,21 @@ static enum kvp_status check_rows(const Kvpool__V1__ExecJobRequest *r, const str
     uint64_t nnz = 0;
 
     if (batch > KVP_BATCH_MAX || r->n_start != batch || r->n_kv_indptr != (batch > 0 ? batch + 1 : r->n_kv_indptr))
-        return kvp_exec_fail(reterr, KVP_EINVAL, "a batch of %zu tokens, %zu starts, %zu row ends: the limit is %d", batch,
-                             r->n_start, r->n_kv_indptr, KVP_BATCH_MAX);
+        return kvp_exec_fail(reterr, KVP_EINVAL, "a batch of %zu tokens, %zu starts, %zu row ends: the limit is %d",
+                             batch, r->n_start, r->n_kv_indptr, KVP_BATCH_MAX);
     if (batch == 0)
         return KVP_OK;
     if (r->kv_indptr[0] != 0 || r->kv_indptr[batch] < 0 || (size_t)r->kv_indptr[batch] != r->n_kv_indices ||
         r->n_kv_indices > KVP_CALL_PAGES_MAX)
-        return kvp_exec_fail(reterr, KVP_EINVAL, "rows from %d to %d do not cover %zu pages (limit %u)", r->kv_indptr[0],
-                             r->kv_indptr[batch], r->n_kv_indices, KVP_CALL_PAGES_MAX);
+        return kvp_exec_fail(reterr, KVP_EINVAL, "rows from %d to %d do not cover %zu pages (limit %u)",
+                             r->kv_indptr[0], r->kv_indptr[batch], r->n_kv_indices, KVP_CALL_PAGES_MAX);
     for (size_t b = 0; b < batch; b++) {
         uint64_t after = (uint64_t)r->start[b] + r->tokens[b];
         int64_t pages = (int64_t)r->kv_indptr[b + 1] - r->kv_indptr[b];
 
         if (pages < 0 || after > KVP_SEQUENCE_TOKENS_MAX || after > (uint64_t)pages * spec->page_tokens)
-            return kvp_exec_fail(reterr, KVP_EINVAL, "sequence %zu: %" PRIu64 " tokens do not fit its %" PRId64 " pages", b,
-                                 after, pages);
+            return kvp_exec_fail(reterr, KVP_EINVAL,
+                                 "sequence %zu: %" PRIu64 " tokens do not fit its %" PRId64 " pages", b, after, pages);
         nnz += r->tokens[b];
     }
     if (nnz > KVP_CALL_TOKENS_MAX)
@@ -135,10 +135,10 @@ static enum kvp_status prepare_copies(struct kvp_exec_job *job, struct kvp_exec_
     for (uint32_t i = 0; i < n; i++) {
         if (r->copy_sources[i] >= spec->pages || r->copy_destinations[i] >= spec->pages ||
             r->copy_sources[i] == r->copy_destinations[i] || r->copy_tokens[i] > spec->page_tokens)
-            return kvp_exec_fail(reterr, KVP_EINVAL,
-                                 "copy of %" PRIu32 " tokens from page %" PRIu32 " to %" PRIu32 " in %" PRIu32 " pages of %" PRIu32,
-                                 r->copy_tokens[i], r->copy_sources[i], r->copy_destinations[i], spec->pages,
-                                 spec->page_tokens);
+            return kvp_exec_fail(
+                reterr, KVP_EINVAL,
+                "copy of %" PRIu32 " tokens from page %" PRIu32 " to %" PRIu32 " in %" PRIu32 " pages of %" PRIu32,
+                r->copy_tokens[i], r->copy_sources[i], r->copy_destinations[i], spec->pages, spec->page_tokens);
         job->copies[i] = (struct kvp_page_copy){.source = (int32_t)r->copy_sources[i],
                                                 .destination = (int32_t)r->copy_destinations[i],
                                                 .tokens = r->copy_tokens[i]};
@@ -201,11 +201,12 @@ static enum kvp_status prepare_strides(struct kvp_exec_job *job, uint64_t bytes,
             r->n_head_strides != 0 ? r->head_strides[p] : (uint64_t)plane->dim * kvp_dtype_bytes(plane->dtype);
         at += row_bytes(plane) * job->work.nnz;
         if (passes(plane, job->work.nnz, offsets[p], token_strides[p], head_strides[p], bytes))
-            return kvp_exec_fail(reterr, KVP_EINVAL, "plane %" PRIu32 " of the source ends behind its %" PRIu64 " bytes",
-                                 p, bytes);
+            return kvp_exec_fail(reterr, KVP_EINVAL,
+                                 "plane %" PRIu32 " of the source ends behind its %" PRIu64 " bytes", p, bytes);
     }
     if (r->buffer == 0 && r->n_plane_offsets == 0 && at != bytes)
-        return kvp_exec_fail(reterr, KVP_EINVAL, "%" PRIu64 " inline bytes, the planes' tokens have %" PRIu64, bytes, at);
+        return kvp_exec_fail(reterr, KVP_EINVAL, "%" PRIu64 " inline bytes, the planes' tokens have %" PRIu64, bytes,
+                             at);
     job->work.source.offsets = offsets;
     job->work.source.token_strides = token_strides;
     job->work.source.head_strides = head_strides;
@@ -262,8 +263,8 @@ static enum kvp_status check_outputs(const struct kvp_exec_job *job, struct kvp_
                                  "output %u of %" PRIu64 " bytes at %" PRIu64 " ends behind the buffer's %" PRIu64, k,
                                  index->bytes[k], index->offsets[k], target->bytes);
         if ((base + index->offsets[k]) % element != 0)
-            return kvp_exec_fail(reterr, KVP_EINVAL, "output %u at %" PRIu64 " is not aligned to its %u-byte elements", k,
-                                 index->offsets[k], element);
+            return kvp_exec_fail(reterr, KVP_EINVAL, "output %u at %" PRIu64 " is not aligned to its %u-byte elements",
+                                 k, index->offsets[k], element);
     }
     return KVP_OK;
 }
@@ -343,8 +344,8 @@ static enum kvp_status prepare_order(struct kvp_exec_job *job, struct kvp_exec_e
         return kvp_exec_fail(reterr, KVP_ELOST, "the pool is lost or deleted");
     if ((r->wait_value != 0 && r->wait_timeline >= KVP_EXEC_TIMELINES) ||
         (r->done_value != 0 && r->done_timeline >= KVP_EXEC_TIMELINES))
-        return kvp_exec_fail(reterr, KVP_EINVAL, "timelines %" PRIu32 " and %" PRIu32 ": a pool has %d", r->wait_timeline,
-                             r->done_timeline, KVP_EXEC_TIMELINES);
+        return kvp_exec_fail(reterr, KVP_EINVAL, "timelines %" PRIu32 " and %" PRIu32 ": a pool has %d",
+                             r->wait_timeline, r->done_timeline, KVP_EXEC_TIMELINES);
     if (r->wait_value != 0) {
         job->item.task.wait = &timelines[r->wait_timeline];
         job->item.task.wait_value = r->wait_value;

@@ -247,8 +247,8 @@ enum kvp_status kvp_exec_serve(struct kvp_exec *exec)
 
         if (exec->fatal[0] != 0)
             return KVP_EDEVICE;
-        fds[SOCKET].events = (short)((exec->n_outbox < KVP_EXEC_OUTBOX_MAX ? POLLIN : 0) |
-                                     (exec->outbox != NULL ? POLLOUT : 0));
+        fds[SOCKET].events =
+            (short)((exec->n_outbox < KVP_EXEC_OUTBOX_MAX ? POLLIN : 0) | (exec->outbox != NULL ? POLLOUT : 0));
         if (ppoll(fds, FDS, timeout, NULL) < 0) {
             if (errno == EINTR)
                 continue;

@@ -19,16 +19,15 @@
 
 #define END_SECONDS 10 /* to let what runs end, and to give memory back */
 
-static const char usage[] =
-    "usage: kvpool-exec --socket-fd N --backend host|cuda [--device ID]\n"
-    "\n"
-    "The part of kvpool that touches a driver. kvpoold starts it; it is not for use by hand.\n"
-    "\n"
-    "  --socket-fd N    the socket to the daemon, inherited\n"
-    "  --backend NAME   host or cuda\n"
-    "  --device ID      UUID of the GPU, or \"host\"; by default the first\n"
-    "  --version        print the version\n"
-    "  --help           print this\n";
+static const char usage[] = "usage: kvpool-exec --socket-fd N --backend host|cuda [--device ID]\n"
+                            "\n"
+                            "The part of kvpool that touches a driver. kvpoold starts it; it is not for use by hand.\n"
+                            "\n"
+                            "  --socket-fd N    the socket to the daemon, inherited\n"
+                            "  --backend NAME   host or cuda\n"
+                            "  --device ID      UUID of the GPU, or \"host\"; by default the first\n"
+                            "  --version        print the version\n"
+                            "  --help           print this\n";
 
 static const struct kvp_exec_backend *backend_by_name(const char *name)
 {
@@ -60,9 +59,12 @@ static bool socket_number(const char *text, int *ret_fd)
 static int read_options(struct kvp_exec *exec, int argc, char **argv)
 {
     static const struct option options[] = {
-        {"socket-fd", required_argument, NULL, 's'}, {"backend", required_argument, NULL, 'b'},
-        {"device", required_argument, NULL, 'd'},    {"version", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},            {NULL, 0, NULL, 0},
+        {"socket-fd", required_argument, NULL, 's'},
+        {"backend", required_argument, NULL, 'b'},
+        {"device", required_argument, NULL, 'd'},
+        {"version", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0},
     };
     int option;
 

@@ -16,7 +16,6 @@ void kvp_exec_object_put(struct kvp_exec_objects *objects, struct kvp_exec_objec
 
     object->next = *bucket;
     *bucket = object;
-    objects->count++;
 }
 
 struct kvp_exec_object *kvp_exec_object_get(const struct kvp_exec_objects *objects, uint64_t a, uint32_t b)
@@ -34,7 +33,6 @@ static void unlink_at(struct kvp_exec_objects *objects, struct kvp_exec_object *
     *at = object->next;
     object->next = NULL;
     object->dropped = true;
-    objects->count--;
     if (object->uses == 0)
         objects->free(object, objects->arg);
 }
@@ -48,10 +46,9 @@ void kvp_exec_object_drop(struct kvp_exec_objects *objects, struct kvp_exec_obje
         }
 }
 
-unsigned kvp_exec_objects_drop(struct kvp_exec_objects *objects, uint64_t a)
+void kvp_exec_objects_drop(struct kvp_exec_objects *objects, uint64_t a)
 {
     struct kvp_exec_object **at = &objects->buckets[bucket_of(a)];
-    unsigned n = 0;
 
     while (*at != NULL) {
         if ((*at)->a != a) {
@@ -59,9 +56,7 @@ unsigned kvp_exec_objects_drop(struct kvp_exec_objects *objects, uint64_t a)
             continue;
         }
         unlink_at(objects, at);
-        n++;
     }
-    return n;
 }
 
 void kvp_exec_objects_drop_all(struct kvp_exec_objects *objects)

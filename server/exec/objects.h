@@ -34,7 +34,7 @@ struct kvp_exec_slab {
     struct kvp_exec_geometry *geometry;
     uint64_t asked_bytes; /* of the slab, as it was asked for: the driver rounds up */
     bool legacy_ipc;
-    struct kvp_timeline *timelines; /* [KVP_ATTACHMENTS_MAX · KVP_TIMELINES_MAX]; NULL until adopted */
+    struct kvp_timeline *timelines;       /* [KVP_ATTACHMENTS_MAX · KVP_TIMELINES_MAX]; NULL until adopted */
     const struct kvp_table_header *table; /* read-only; its header alone */
 };
 
@@ -51,15 +51,14 @@ struct kvp_exec_objects {
     struct kvp_exec_object *buckets[KVP_EXEC_BUCKETS];
     void (*free)(struct kvp_exec_object *object, void *arg);
     void *arg;
-    unsigned count;
 };
 
 void kvp_exec_object_put(struct kvp_exec_objects *objects, struct kvp_exec_object *object);
 /** @return NULL: there is none */
 struct kvp_exec_object *kvp_exec_object_get(const struct kvp_exec_objects *objects, uint64_t a, uint32_t b);
 void kvp_exec_object_drop(struct kvp_exec_objects *objects, struct kvp_exec_object *object);
-/** Drop all that have this `a`. @return how many */
-unsigned kvp_exec_objects_drop(struct kvp_exec_objects *objects, uint64_t a);
+/** Drop all that have this `a`. */
+void kvp_exec_objects_drop(struct kvp_exec_objects *objects, uint64_t a);
 void kvp_exec_objects_drop_all(struct kvp_exec_objects *objects);
 
 void kvp_exec_object_use(struct kvp_exec_object *object);

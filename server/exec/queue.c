@@ -27,7 +27,6 @@ struct session {
 struct kvp_exec_queue {
     const struct kvp_exec_backend *backend;
     struct session *sessions[1u << SESSIONS_BITS];
-    unsigned open;    /* tasks not taken */
     unsigned waiting; /* sessions whose first task waits */
     uint64_t look_ns;
     int done_fd;
@@ -173,7 +172,6 @@ enum kvp_status kvp_exec_queue_submit(struct kvp_exec_queue *queue, struct kvp_e
         list_init(&session->tasks);
         *at = session;
     }
-    queue->open++;
     list_add(&session->tasks, task);
     if (!session->runs && session->tasks.first == task) {
         queue->look_ns = LOOK_NS_MIN;
@@ -225,11 +223,9 @@ struct kvp_exec_task *kvp_exec_queue_take_done(struct kvp_exec_queue *queue)
     tasks = queue->done.first;
     list_init(&queue->done);
     pthread_mutex_unlock(&queue->lock);
-    for (struct kvp_exec_task *t = tasks; t != NULL; t = t->next) {
-        queue->open--;
+    for (struct kvp_exec_task *t = tasks; t != NULL; t = t->next)
         if (!t->cancelled)
             task_ended(queue, t);
-    }
     return tasks;
 }
 
@@ -275,11 +271,6 @@ void kvp_exec_queue_cancel(struct kvp_exec_queue *queue, uint64_t pool)
             at = &session->next;
         }
     }
-}
-
-unsigned kvp_exec_queue_open(const struct kvp_exec_queue *queue)
-{
-    return queue->open;
 }
 
 /* ---- its life ------------------------------------------------------------------------------------------------------ */

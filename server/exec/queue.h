@@ -22,8 +22,8 @@
 struct kvp_exec_task {
     /* filled in by who submits */
     struct kvp_exec_device *device;
-    uint64_t session; /* its queue */
-    uint64_t pool;    /* for cancelling */
+    uint64_t session;                /* its queue */
+    uint64_t pool;                   /* for cancelling */
     const struct kvp_timeline *wait; /* NULL: none */
     uint64_t wait_value;
     enum kvp_status (*run)(struct kvp_exec_task *task, struct kvp_exec_worker *worker, struct kvp_exec_error *reterr);
@@ -52,9 +52,6 @@ struct kvp_exec_task *kvp_exec_queue_take_done(struct kvp_exec_queue *queue);
 
 /** End the tasks of a pool that have not begun, with KVP_ELOST; they come out of take_done. */
 void kvp_exec_queue_cancel(struct kvp_exec_queue *queue, uint64_t pool);
-
-/** Tasks not taken yet. */
-unsigned kvp_exec_queue_open(const struct kvp_exec_queue *queue);
 
 /** Let what runs end, and free the queue. @return the tasks it still had, linked by `next` */
 struct kvp_exec_task *kvp_exec_queue_destroy(struct kvp_exec_queue *queue);

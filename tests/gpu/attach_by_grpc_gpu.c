@@ -45,8 +45,8 @@ static void *call(const char *name, const ProtobufCMessage *body, const Protobuf
     return reply;
 }
 
-#define CALL(name, lower, request) \
-    ((request).session = session, (request).call_id = session[0] != 0 ? ++calls : 0, \
+#define CALL(name, lower, request)                                                                                     \
+    ((request).session = session, (request).call_id = session[0] != 0 ? ++calls : 0,                                   \
      call(#name, &(request).base, &kvpool__v1__##lower##_reply__descriptor))
 
 static void open_session(void)

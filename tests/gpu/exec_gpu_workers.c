@@ -207,7 +207,8 @@ START_TEST(what_is_no_memory_of_this_gpu_is_refused_and_the_executor_lives)
     ck_assert_int_eq(import(&peer, 1, device, -1, garbage, 0, 1 << 20), KVP_EINVAL);
     ck_assert_int_eq(import(&peer, 1, device, fd, NULL, 0, 64 << 20), KVP_EINVAL); /* more than there is */
     ck_assert_int_eq(import(&peer, 1, device, fd, NULL, 64 << 20, 1), KVP_EINVAL);
-    ck_assert_int_eq(import(&peer, 1, device, fd, NULL, 0, 1 << 20), KVP_EINVAL); /* less: the driver maps all or nothing */
+    ck_assert_int_eq(import(&peer, 1, device, fd, NULL, 0, 1 << 20),
+                     KVP_EINVAL); /* less: the driver maps all or nothing */
     ck_assert_int_eq(import(&peer, 1, device, -1, handle, 0, 64 << 20), KVP_EINVAL);
     ck_assert_int_eq(import(&peer, 1, device, -1, handle, UINT64_MAX - 3, 8), KVP_EINVAL);
     ck_assert_int_eq(import(&peer, 1, "GPU-00000000-0000-0000-0000-000000000000", fd, NULL, 0, 4096), KVP_ENODEV);

@@ -163,7 +163,8 @@ START_TEST(a_buffer_that_could_shrink_or_is_too_short_is_refused)
 {
     Kvpool__V1__ExecBufferImportRequest import = KVPOOL__V1__EXEC_BUFFER_IMPORT_REQUEST__INIT;
     uint8_t handle[64] = {0};
-    int unsealable = memfd_create("test", MFD_CLOEXEC), sealable = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int unsealable = memfd_create("test", MFD_CLOEXEC),
+        sealable = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     ck_assert_int_eq(ftruncate(unsealable, 4096), 0);
     ck_assert_int_eq(ftruncate(sealable, 4096), 0);

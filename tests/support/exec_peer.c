@@ -40,8 +40,8 @@ uint64_t exec_random(uint64_t *seed)
     return z ^ z >> 31;
 }
 
-const struct exec_shape exec_plain = {"plain", 64, 16, 2, 4, 64, 64, KVP_DTYPE_F16,
-                                      KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false};
+const struct exec_shape exec_plain = {
+    "plain", 64, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false};
 
 const struct exec_shape exec_shapes[] = {
     {"nhd by layer", 48, 16, 2, 4, 64, 64, KVP_DTYPE_F16, KVP_ORDER_NHD, KVP_PLACEMENT_LAYER, false, false, false},
@@ -243,8 +243,8 @@ void exec_pool_make(struct exec_pool *pool, uint64_t id, const struct exec_shape
     pool->spec.order = (Kvpool__V1__Order)shape->order;
     pool->spec.placement = (Kvpool__V1__Placement)shape->placement;
     pool->spec.joined = shape->joined;
-    pool->spec.memory = shape->legacy ? KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC
-                                      : KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT;
+    pool->spec.memory =
+        shape->legacy ? KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC : KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT;
     pool->spec.planes = pool->plane_list;
     for (uint32_t layer = 0; layer < shape->layers; layer++) {
         uint32_t heads = shape->mla ? 1 : shape->heads;
@@ -262,8 +262,7 @@ void exec_pool_make(struct exec_pool *pool, uint64_t id, const struct exec_shape
     ck_assert_msg(kvp_layout_compute(&pool->layout, pool->places, &pool->totals, why, sizeof(why)) == KVP_OK, "%s: %s",
                   shape->name, why);
     pool->slab_bytes = (pool->totals.slab_bytes + 8191) / 4096 * 4096; /* a page behind the planes must stay as it is */
-    pool->timelines_fd =
-        exec_memfd(sizeof(struct kvp_timeline) * KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX, &at);
+    pool->timelines_fd = exec_memfd(sizeof(struct kvp_timeline) * KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX, &at);
     pool->timelines = at;
     pool->table_fd = exec_memfd(4096, &at);
     pool->table = at;
@@ -360,6 +359,15 @@ void exec_pool_want_copy(struct exec_pool *pool, uint32_t source, uint32_t desti
         for (uint32_t t = 0; t < tokens; t++)
             for (uint32_t h = 0; h < pool->plane_specs[p].heads; h++)
                 exec_pool_want_token(pool, p, destination, t, h, want_at(pool, p, source, t, h));
+}
+
+void exec_pool_check(const struct exec_pool *pool, const char *what)
+{
+    if (memcmp(pool->slab, pool->want, pool->slab_bytes) == 0)
+        return;
+    for (uint64_t i = 0; i < pool->slab_bytes; i++) /* which it is */
+        ck_assert_msg(pool->slab[i] == pool->want[i], "%s: byte %llu of the slab is not what it must be", what,
+                      (unsigned long long)i);
 }
 
 /* ---- a batch ------------------------------------------------------------------------------------------------------- */

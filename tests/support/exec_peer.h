@@ -66,7 +66,7 @@ struct exec_pool {
     struct kvp_timeline *timelines;
     int timelines_fd, table_fd, slab_fd;
     struct kvp_table_header *table;
-    unsigned char *slab; /* on the host: mapped; else NULL */
+    unsigned char *slab;   /* on the host: mapped; else NULL */
     uint64_t slab_bytes;   /* asked for */
     uint64_t driver_bytes; /* as the driver rounded them up */
     unsigned char ipc[64]; /* of a pool for legacy handles */
@@ -96,6 +96,8 @@ void exec_pool_map(struct exec_pool *pool);
 void exec_pool_want_token(struct exec_pool *pool, uint32_t p, uint32_t page, uint32_t offset, uint32_t head,
                           const void *bytes);
 void exec_pool_want_copy(struct exec_pool *pool, uint32_t source, uint32_t destination, uint32_t tokens);
+/** A mapped slab has the bytes of `want`, to the last one. */
+void exec_pool_check(const struct exec_pool *pool, const char *what);
 
 /* ---- a batch to append ------------------------------------------------------------------------------------------------- */
 

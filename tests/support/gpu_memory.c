@@ -25,10 +25,10 @@ static void *driver(const char *name)
 }
 
 /* A function of the driver, by its plain name: the runtime finds the version that the type is of. */
-#define CALL(name, ...)                                                                 \
-    do {                                                                                \
-        CUresult call_result = ((__typeof__(&name))driver(#name))(__VA_ARGS__);         \
-        ck_assert_msg(call_result == CUDA_SUCCESS, "%s: error %d", #name, call_result); \
+#define CALL(name, ...)                                                                                                \
+    do {                                                                                                               \
+        CUresult call_result = ((__typeof__(&name))driver(#name))(__VA_ARGS__);                                        \
+        ck_assert_msg(call_result == CUDA_SUCCESS, "%s: error %d", #name, call_result);                                \
     } while (0)
 
 bool gpu_present(void)

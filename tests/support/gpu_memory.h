@@ -33,7 +33,7 @@ void *gpu_stream(void);
 uint64_t gpu_register(void *at, uint64_t bytes);
 void gpu_stream_write(void *stream, uint64_t address, uint64_t value);
 void gpu_stream_wait(void *stream, uint64_t address, uint64_t value);
-void gpu_read_behind(void *host, const void *device, uint64_t bytes, void *stream); /* enqueued, then waited for */
+void gpu_read_behind(void *host, const void *device, uint64_t bytes, void *stream);    /* enqueued, then waited for */
 void gpu_write_behind(void *device, const void *pinned, uint64_t bytes, void *stream); /* enqueued alone */
 void *gpu_pinned(uint64_t bytes);
 
