@@ -93,7 +93,7 @@ def _grown(now: int, needed: int) -> int:
     return max(now, 1 << max(needed - 1, 0).bit_length())
 
 
-class _Step:
+class Step:
     """A kvp_step and what it was made for."""
 
     def __init__(self) -> None:
@@ -102,6 +102,7 @@ class _Step:
         self.sizes = (0, 0, 0)
 
     def fit(self, pool: Pool, batch: int, tokens: int, pages: int) -> int:
+        """The kvp_step, made anew where it is too small. Waits then for what is enqueued with it."""
         if self.pointer is None or batch > self.sizes[0] or tokens > self.sizes[1] or pages > self.sizes[2]:
             self.end()
             self.sizes = (min(_grown(self.sizes[0], batch), _abi.INDEX_BATCH_MAX), _grown(self.sizes[1], tokens),
@@ -113,6 +114,7 @@ class _Step:
         return self.pointer
 
     def end(self) -> None:
+        """Free it, when what is enqueued with it is done."""
         if self.pointer is not None:
             _abi.library().kvp_step_destroy(self.pointer)
             self.pointer = None
@@ -124,11 +126,11 @@ class Steps:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._lock = threading.Lock()
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, Step] = {}
 
-    def _of(self, stream: int) -> _Step:
+    def _of(self, stream: int) -> Step:
         with self._lock:
-            return self._steps.setdefault(stream, _Step())
+            return self._steps.setdefault(stream, Step())
 
     def append(self, wires: array.array[int], tokens: array.array[int], start: array.array[int], after: list[int],
                sources: list[Source], stream: int) -> None:

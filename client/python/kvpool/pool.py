@@ -208,6 +208,13 @@ class Pool:
         first, second = (head, token) if self.info.spec.order == "HND" else (token, head)
         return (self.pages, first[0], second[0], seen.dim), (seen.page_stride, first[1], second[1], size)
 
+    def plane_index(self, layer: int, component: str) -> int:
+        """The index of a layer's component ("k", "v", "ckv", "kpe") in `planes`. Raises InvalidArgument."""
+        index = self._index.get((layer, component))
+        if index is None:
+            raise InvalidArgument(f"pool {self.name} has no {component} of layer {layer}")
+        return index
+
     def _layer(self, layer: int) -> list[int]:
         index = [self._index[layer, name] for name in _abi.COMPONENT_CODES if (layer, name) in self._index]
         if not index:
@@ -316,15 +323,16 @@ class Pool:
             raise InvalidArgument(f"{nnz} tokens for sequences that take {sum(counts)}")
         start = [seq.length for seq in kept]
         after = [at + count for at, count in zip(start, counts)]
-        self._make_room(kept, after, stream)
+        self.make_room(kept, after, stream)
         self._steps.append(wires, _u32s("tokens", counts, len(kept)), _u32s("starts", start, len(kept)), after, found,
                            _views.stream_of(stream) if self.info.cuda else 0)
         for seq, length in zip(kept, after):
-            seq._enqueued = length
+            seq.note_enqueued(length)
         return after
 
-    def _make_room(self, seqs: list[Sequence], lengths: list[int], stream: Any) -> None:
-        """Whole pages, so that the appends that fill them make no call."""
+    def make_room(self, seqs: Listing[Sequence], lengths: Listing[int], stream: Any = None) -> None:
+        """Room for at least lengths[i] tokens of seqs[i], in whole pages, so that the appends that fill them make no
+        call: one call where any has less. Raises OutOfPages, StaleHandle, InvalidArgument."""
         short = [(seq, length) for seq, length in zip(seqs, lengths) if length > seq.reserved]
         if not short:
             return

@@ -91,6 +91,11 @@ class Sequence:
         there). No call. Raises StaleHandle, TryAgain."""
         return max(self.written, self._enqueued)
 
+    def note_enqueued(self, tokens: int) -> None:
+        """For those who write by libkvpool themselves: `tokens` tokens are enqueued, and reported as written behind
+        that."""
+        self._enqueued = tokens
+
     @property
     def reserved(self) -> int:
         """Tokens that there is room for: known here, else one call. Raises StaleHandle."""
