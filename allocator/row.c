@@ -48,8 +48,10 @@ void shrink_row(struct kvp_ledger *ledger, const struct block_seq *seq, uint32_t
 
 struct kvp_page_copy owed_copy(const struct pool_map *m, const struct block_seq *seq)
 {
+    if (seq->copy_source == 0)
+        return (struct kvp_page_copy){KVP_NONE, KVP_NONE, 0};
     uint32_t index = seq->written / m->pool->page_tokens;
-    if (seq->copy_source == 0 || index >= seq->row_pages)
+    if (index >= seq->row_pages)
         return (struct kvp_page_copy){KVP_NONE, KVP_NONE, 0};
     return (struct kvp_page_copy){
         .source = seq->copy_source - 1,

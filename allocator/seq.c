@@ -259,27 +259,27 @@ enum kvp_status kvp_seq_by_key(const struct kvp_ledger *ledger, struct kvp_pool_
     return KVP_OK;
 }
 
-static struct kvp_seq_view view_of(const struct pool_map *m, const struct block_seq *seq)
+/* Field by field: a view that is put together on the stack and copied costs more than all the rest of a look-up. */
+static void fill_view(const struct pool_map *m, const struct block_seq *restrict seq,
+                      struct kvp_seq_view *restrict ret_view)
 {
     bool open = seq->state == KVP_SEQ_OPEN;
-    struct kvp_seq_view view = {
-        .id = {slot_of(m, seq), seq->generation},
-        .state = (enum kvp_seq_state)seq->state,
-        .key = seq->key,
-        .attachment = seq->attachment,
-        .durable = seq->durable != 0,
-        .reserved = open ? seq->reserved : 0,
-        .written = open ? seq->written : 0,
-        .version = seq->version,
-        .row_pages = seq->row_pages,
-        .job = seq->job == 0 ? KVP_NONE : seq->job - 1,
-        .job_tokens = seq->job_tokens,
-        .after = {seq->after_timeline, seq->after_value},
-        .pending_tokens = open ? seq->pending_tokens : 0,
-    };
-    if (open)
-        view.copy = owed_copy(m, seq);
-    return view;
+    ret_view->id.slot = slot_of(m, seq);
+    ret_view->id.generation = seq->generation;
+    ret_view->state = (enum kvp_seq_state)seq->state;
+    ret_view->key = seq->key;
+    ret_view->attachment = seq->attachment;
+    ret_view->durable = seq->durable != 0;
+    ret_view->reserved = open ? seq->reserved : 0;
+    ret_view->written = open ? seq->written : 0;
+    ret_view->version = seq->version;
+    ret_view->row_pages = seq->row_pages;
+    ret_view->job = seq->job == 0 ? KVP_NONE : seq->job - 1;
+    ret_view->job_tokens = seq->job_tokens;
+    ret_view->after.timeline = seq->after_timeline;
+    ret_view->after.value = seq->after_value;
+    ret_view->pending_tokens = open ? seq->pending_tokens : 0;
+    ret_view->copy = open ? owed_copy(m, seq) : (struct kvp_page_copy){0};
 }
 
 enum kvp_status kvp_seq_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
@@ -289,7 +289,7 @@ enum kvp_status kvp_seq_get(const struct kvp_ledger *ledger, struct kvp_pool_id 
     const struct block_seq *found;
     TRY(map_pool(ledger, pool, &m));
     TRY(find_seq(&m, seq, &found));
-    *ret_view = view_of(&m, found);
+    fill_view(&m, found, ret_view);
     return KVP_OK;
 }
 
@@ -302,7 +302,7 @@ enum kvp_status kvp_seq_at(const struct kvp_ledger *ledger, struct kvp_pool_id p
         return KVP_ENOENT;
     if (m.seqs[slot].row_pages > m.pool->row_pages)
         return KVP_ECORRUPT;
-    *ret_view = view_of(&m, &m.seqs[slot]);
+    fill_view(&m, &m.seqs[slot], ret_view);
     return KVP_OK;
 }
 

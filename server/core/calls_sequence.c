@@ -12,8 +12,8 @@ static enum kvp_status publish_views(struct kvp_core *core, struct pool_state *p
                                      size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        core_publish_seq(core, pool, views[i].id.slot);
         TRY(kvp_seq_get(core->ledger, pool->id, views[i].id, &views[i]));
+        core_publish_view(core, pool, &views[i]);
     }
     return KVP_OK;
 }

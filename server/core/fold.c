@@ -92,7 +92,7 @@ enum kvp_status core_fold(struct kvp_core *core, struct pool_state *pool, struct
         if (views[i].copy.tokens != UINT32_MAX)
             continue;
         TRY(kvp_seq_get(ledger, pool->id, views[i].id, &views[i]));
-        core_publish_seq(core, pool, views[i].id.slot);
+        core_publish_view(core, pool, &views[i]);
     }
     return KVP_OK;
 }

@@ -91,13 +91,14 @@ static void publish_closed(struct kvp_table_head *head, uint32_t version)
     store32(&head->version, version);
 }
 
+/* @param trusted  this daemon published what stands there: under one version a row only grows, so that it is not compared */
 static void publish_open(struct kvp_table_head *head, uint32_t *row, const struct kvp_seq_view *view,
-                         const uint32_t *ids)
+                         const uint32_t *ids, bool trusted)
 {
     uint32_t shown = head->row_pages < view->row_pages ? head->row_pages : view->row_pages;
     bool append = head->version == view->version && head->row_pages <= view->row_pages &&
                   (head->generation == view->id.generation || shown == 0) &&
-                  memcmp(row, ids, (size_t)shown * sizeof(*ids)) == 0;
+                  (trusted || memcmp(row, ids, (size_t)shown * sizeof(*ids)) == 0);
     if (!append)
         store32(&head->version, view->version - 1);
     for (uint32_t i = append ? shown : 0; i < view->row_pages; i++)
@@ -108,18 +109,29 @@ static void publish_open(struct kvp_table_head *head, uint32_t *row, const struc
     store32(&head->version, view->version);
 }
 
-void core_publish_seq(struct kvp_core *core, struct pool_state *pool, uint32_t slot)
+static void publish(struct kvp_core *core, struct pool_state *pool, uint32_t slot, bool trusted)
 {
     struct kvp_seq_view view;
     struct kvp_table_head *head = head_at(pool, slot);
     if (kvp_seq_at(core->ledger, pool->id, slot, &view) == KVP_OK && view.state == KVP_SEQ_OPEN)
-        publish_open(head, row_at(pool, slot), &view, kvp_seq_row(core->ledger, pool->id, slot));
+        publish_open(head, row_at(pool, slot), &view, kvp_seq_row(core->ledger, pool->id, slot), trusted);
     else if (head->generation != 0)
         publish_closed(head, (head->version | 1) + 1);
+}
+
+void core_publish_seq(struct kvp_core *core, struct pool_state *pool, uint32_t slot)
+{
+    publish(core, pool, slot, true);
+}
+
+void core_publish_view(struct kvp_core *core, struct pool_state *pool, const struct kvp_seq_view *view)
+{
+    uint32_t slot = view->id.slot;
+    publish_open(head_at(pool, slot), row_at(pool, slot), view, kvp_seq_row(core->ledger, pool->id, slot), true);
 }
 
 void core_publish_all(struct kvp_core *core, struct pool_state *pool)
 {
     for (uint32_t slot = 0; slot < pool->spec->max_sequences; slot++)
-        core_publish_seq(core, pool, slot);
+        publish(core, pool, slot, false);
 }

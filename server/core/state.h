@@ -277,6 +277,9 @@ void core_spec_free(Kvpool__V1__PoolSpec *spec);
 uint64_t core_table_bytes(const Kvpool__V1__PoolSpec *spec);
 void core_publish_header(struct kvp_core *core, struct pool_state *pool, enum kvp_table_state state);
 void core_publish_seq(struct kvp_core *core, struct pool_state *pool, uint32_t slot);
+/* An OPEN sequence, of which the caller has a view that is current. */
+void core_publish_view(struct kvp_core *core, struct pool_state *pool, const struct kvp_seq_view *view);
+/* Everything, compared with what another daemon left there. */
 void core_publish_all(struct kvp_core *core, struct pool_state *pool);
 
 /* ---- fold.c: what streams report --------------------------------------------------------------------------------- */
