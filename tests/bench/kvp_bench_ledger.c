@@ -3,11 +3,12 @@
  *
  *   page in order    the allocator's own part: take a page, drop it
  *   page shuffled    the same in a pool of --pages (10 M), half free, the free list in random order: take a page, drop
- * a random other one batch            by calls: one sequence reserves 1000 pages and is cut to none; per page call in
- * order    by calls: one sequence reserves a page more and is cut by it call shuffled    by calls, in the large pool: a
- * random one of 4096 sequences takes a page, a random one gives one back advance     256 sequences get room for one
- * token more, in one transaction; one in 16 takes a page observe     the same 256 sequences are seen to be one token
- * longer; one in 16 seals a page
+ *                    a random other one
+ *   batch            by calls: one sequence reserves 1000 pages and is cut to none; per page
+ *   call in order    by calls: one sequence reserves a page more and is cut by it
+ *   call shuffled    by calls, in the large pool: a random one of 4096 sequences takes a page, a random one gives one back
+ *   advance          256 sequences get room for one token more, in one transaction; one in 16 takes a page
+ *   observe          the same 256 sequences are seen to be one token longer; one in 16 seals a page
  *
  * --pages N, --json: one object with the keys pages, page_in_order_ns, page_shuffled_ns, batch_ns, call_in_order_ns,
  * call_shuffled_ns, advance_256_us, observe_256_us.
