@@ -26,8 +26,9 @@ class Plane:
     planes [pages, page_size, dim]; K and V of a joined layer [pages, 2, ...].
 
     `torch.from_dlpack(plane)`, `numpy.from_dlpack(plane)` and `numpy.asarray(plane)` (host pools) make arrays of it.
-    Neither knows every dtype: numpy has no bfloat16 and no fp8, and consumers that ask for an unversioned capsule
-    know no fp8 either, and are handed uint8. `plane.bytes` is the same memory as uint8, for all of them.
+    numpy before 2.1 makes read-only arrays of DLPack; those of `numpy.asarray` and `plane.numpy()` are writable.
+    Neither library knows every dtype: numpy has no bfloat16 and no fp8, and consumers that ask for an unversioned
+    capsule know no fp8 either, and are handed uint8. `plane.bytes` is the same memory as uint8, for all of them.
     """
 
     __slots__ = ("_device", "_dtype", "_kvpool_view", "_owner", "shape", "strides")
