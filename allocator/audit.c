@@ -73,6 +73,26 @@ static void audit_session(struct audit *audit, uint32_t slot)
         audit_report(audit, "session %u: ending, with nothing left to release", slot);
 }
 
+/* Each of a session's buffers has a number of its own, and a place that can be. */
+static void audit_buffers(struct audit *audit)
+{
+    static_assert(KVP_BUFFERS_MAX <= 64, "a bit a buffer");
+    uint64_t seen[KVP_SESSIONS_MAX] = {0};
+    struct kvp_buffer_view buffer;
+    for (uint32_t i = 0; i < KVP_BUFFERS_ALL_MAX; i++) {
+        if (kvp_buffer_at(audit->ledger, i, &buffer) != KVP_OK)
+            continue;
+        if (buffer.number == 0 || buffer.number > KVP_BUFFERS_MAX || buffer.bytes == 0 ||
+            buffer.offset > UINT64_MAX - buffer.bytes || buffers_of(audit->ledger)[i].device[7] >> 56 != 0) {
+            audit_report(audit, "buffer record %u: number %u, or its place, can not be", i, buffer.number);
+            continue;
+        }
+        if (seen[buffer.session.slot] >> (buffer.number - 1) & 1)
+            audit_report(audit, "session %u: has two buffers %u", buffer.session.slot, buffer.number);
+        seen[buffer.session.slot] |= 1ull << (buffer.number - 1);
+    }
+}
+
 /* Runs after the pools: job_sequences is counted. */
 static void audit_job(struct audit *audit, uint32_t slot)
 {
@@ -128,6 +148,7 @@ uint64_t kvp_audit(const struct kvp_ledger *ledger, void *scratch, void (*report
     audit_header(&audit);
     for (uint32_t slot = 0; slot < KVP_SESSIONS_MAX; slot++)
         audit_session(&audit, slot);
+    audit_buffers(&audit);
     for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
         const struct block_pool *pool = &pools_of(ledger)[slot];
         const char *why = check_pool_record(ledger, slot);

@@ -4,7 +4,8 @@
  * It knows pages, sequences with their rows, sessions, attachments, jobs, the outcomes of calls, and nothing of bytes,
  * sockets, time or GPUs. It allocates nothing, starts nothing, and waits for nothing; one thread at a time uses it.
  *
- *   block  ┌──────────────┬──────────┬──────────┬─────────┬──────┬─────────────────┬─────────────────┬───┐
+ *   block  (the root part: all before the extents; registered buffers lie between pools and jobs)
+ *          ┌──────────────┬──────────┬──────────┬─────────┬──────┬─────────────────┬─────────────────┬───┐
  *          │ header, log  │ sessions │ outcomes │ pools   │ jobs │ extent of pool 0│ extent of pool 3│   │
  *          └──────────────┴──────────┴──────────┴─────────┴──────┴─────────────────┴─────────────────┴───┘
  *   extent ┌──────────────────┬──────────────┬────────────────┬────────────────────┬──────────────┐
@@ -37,7 +38,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KVP_LEDGER_VERSION 1u
+#define KVP_LEDGER_VERSION 2u
 #define KVP_NONE           0xffffffffu /* no slot, no page, no attachment */
 #define KVP_TXN_STORES_MAX (1u << 19)  /* logged stores of one transaction; more: KVP_ELIMIT from the operation */
 
@@ -415,6 +416,31 @@ struct kvp_page_view {
 /** @retval KVP_EINVAL  no such page */
 enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
                              struct kvp_page_view *ret_view);
+
+/* ---- buffers: memory that sessions registered ------------------------------------------------------------------- */
+
+struct kvp_buffer_view {
+    struct kvp_session_id session;
+    uint32_t number; /* 1..KVP_BUFFERS_MAX */
+    uint64_t bytes, offset;
+    char device[64]; /* terminated */
+    bool has_ipc;
+    unsigned char ipc[64]; /* a cudaIpcMemHandle_t */
+};
+
+/**
+ * Remember a buffer; its session's end forgets it.
+ * @retval KVP_EINVAL  the number is out of range, or the device's name is not terminated
+ * @retval KVP_EEXIST  the session has one of that number
+ * @retval KVP_ELIMIT  KVP_BUFFERS_ALL_MAX are registered
+ */
+enum kvp_status kvp_buffer_put(struct kvp_ledger *ledger, const struct kvp_buffer_view *buffer);
+/** @retval KVP_ENOENT  the session has none of that number */
+enum kvp_status kvp_buffer_remove(struct kvp_ledger *ledger, struct kvp_session_id session, uint32_t number);
+enum kvp_status kvp_buffer_get(const struct kvp_ledger *ledger, struct kvp_session_id session, uint32_t number,
+                               struct kvp_buffer_view *ret_view);
+/** For walking: 0..KVP_BUFFERS_ALL_MAX-1. KVP_ENOENT: nothing is there */
+enum kvp_status kvp_buffer_at(const struct kvp_ledger *ledger, uint32_t index, struct kvp_buffer_view *ret_view);
 
 /* ---- jobs: work that an executor has in hand --------------------------------------------------------------------- */
 

@@ -1,7 +1,7 @@
 /**
  * The structures in the block, and how to find them. Private to the allocator.
  *
- *   root    header 4096 B · log KVP_TXN_STORES_MAX × 16 B · sessions · outcomes · pools · jobs
+ *   root    header 4096 B · log KVP_TXN_STORES_MAX × 16 B · sessions · outcomes · pools · buffers · jobs
  *   extent  pages · attachments · sequences · key buckets · rows, each aligned to 64 B, the whole to 4096 B
  *
  * Everything is made of aligned 4- and 8-byte words, read as what they are and stored by store.c alone. A link is a
@@ -74,6 +74,17 @@ struct block_outcome {
     uint32_t status;
     uint32_t pad;
     uint64_t values[2];
+};
+
+/* In use while its session has that generation: so a session's end need not clear its buffers. */
+struct block_buffer {
+    uint32_t session_slot, session_generation; /* generation 0: unused */
+    uint32_t number;                           /* 1..KVP_BUFFERS_MAX, once a session */
+    uint32_t has_ipc;
+    uint64_t bytes, offset;
+    uint64_t device[8]; /* its name, terminated */
+    uint64_t ipc[8];
+    uint64_t pad[4];
 };
 
 struct block_pool {
@@ -164,6 +175,7 @@ static_assert(sizeof(struct block_log_entry) == 16, "log entry");
 static_assert(sizeof(struct block_session) == 384, "session");
 static_assert(offsetof(struct block_session, attached) == 128, "session");
 static_assert(sizeof(struct block_outcome) == 40, "outcome");
+static_assert(sizeof(struct block_buffer) == 192 && offsetof(struct block_buffer, ipc) == 96, "buffer");
 static_assert(offsetof(struct block_pool, free_list) == 128, "pool");
 static_assert(offsetof(struct block_pool, blob) == 256 && sizeof(struct block_pool) == 256 + KVP_POOL_BLOB_BYTES,
               "pool");
@@ -179,7 +191,8 @@ static_assert(offsetof(struct block_seq, after_value) == 48 && offsetof(struct b
 #define SESSIONS_OFFSET (LOG_OFFSET + (uint64_t)KVP_TXN_STORES_MAX * sizeof(struct block_log_entry))
 #define OUTCOMES_OFFSET (SESSIONS_OFFSET + (uint64_t)KVP_SESSIONS_MAX * sizeof(struct block_session))
 #define POOLS_OFFSET    (OUTCOMES_OFFSET + (uint64_t)KVP_SESSIONS_MAX * KVP_OUTCOMES_MAX * sizeof(struct block_outcome))
-#define JOBS_OFFSET     (POOLS_OFFSET + (uint64_t)KVP_POOLS_MAX * sizeof(struct block_pool))
+#define BUFFERS_OFFSET  (POOLS_OFFSET + (uint64_t)KVP_POOLS_MAX * sizeof(struct block_pool))
+#define JOBS_OFFSET     (BUFFERS_OFFSET + (uint64_t)KVP_BUFFERS_ALL_MAX * sizeof(struct block_buffer))
 #define ROOT_BYTES      ALIGN_UP(JOBS_OFFSET + (uint64_t)KVP_JOBS_MAX * sizeof(struct block_job), KVP_EXTENT_ALIGN)
 
 static inline const struct block_header *header_of(const struct kvp_ledger *ledger)
@@ -207,6 +220,11 @@ static inline const struct block_outcome *outcomes_of(const struct kvp_ledger *l
 static inline const struct block_pool *pools_of(const struct kvp_ledger *ledger)
 {
     return (const struct block_pool *)(const void *)(ledger->view + POOLS_OFFSET);
+}
+
+static inline const struct block_buffer *buffers_of(const struct kvp_ledger *ledger)
+{
+    return (const struct block_buffer *)(const void *)(ledger->view + BUFFERS_OFFSET);
 }
 
 static inline const struct block_job *jobs_of(const struct kvp_ledger *ledger)

@@ -29,6 +29,7 @@
 
 /* a session */
 #define KVP_BUFFERS_MAX   64 /* registered buffers of one session */
+#define KVP_BUFFERS_ALL_MAX 4096 /* … of all sessions; each is a parked fd, too */
 #define KVP_TIMELINES_MAX 16 /* timelines of one attachment; the first is written by the executor */
 #define KVP_OUTCOMES_MAX  64 /* outcomes kept of a session by lease; of a socket session, one */
 #define KVP_LEASE_MS_MIN  100

@@ -3,13 +3,14 @@
  * it, and at the first tick it is served.
  *
  *   create      pools are laid out from their descriptions, leases start anew in full
- *   announced   tables, timelines and progress pages with their addresses, slabs; connections; executors, which are
- *               greeted again
- *   MEETING     ticks, until every executor that was kept has said hello, or has not within ADOPT_MS
+ *   announced   tables, timelines and progress pages with their addresses, slabs, buffers; connections; executors,
+ *               which are greeted again
+ *   MEETING     ticks, until every executor that was kept has said hello, or has not within ADOPT_MS;
  *               a pool that lacks its table, its timelines or a slab is LOST; the others are published again
  *   ASKING      each job that is open is asked for at the executors of its pool, with a second hello behind the
- * questions a job that none of them knows has failed: the request is still on its socket, and does it again SERVING
- * sessions whose connection was not announced have ended; calls that waited are carried out
+ *               questions; a job that none of them knows has failed: the request is still on its socket, and does it
+ *               again
+ *   SERVING     sessions whose connection was not announced have ended; calls that waited are carried out
  *
  * Nothing is asked for again that is there, and nothing is dropped that the ledger names. What is announced and is not
  * named was parked ahead of a transaction that did not come, and goes.
@@ -47,7 +48,8 @@ static enum kvp_status adopt_pool(struct kvp_core *core, const struct kvp_pool_v
         return status == KVP_ENOMEM ? status : KVP_ECORRUPT;
     }
     if (view->needs_after == core->host)
-        return core_refuse(core, KVP_ECORRUPT, "pool %s: it is not of the %s backend", view->name, core->config.backend);
+        return core_refuse(core, KVP_ECORRUPT, "pool %s: it is not of the %s backend", view->name,
+                           core->config.backend);
     if (!same_shape(core, view, spec))
         return core_refuse(core, KVP_ECORRUPT, "pool %s: its description is not that of its pages", view->name);
     struct pool_state *pool = &core->pools[view->id.slot];
@@ -85,16 +87,35 @@ enum kvp_status core_adopt(struct kvp_core *core)
         if (kvp_session_at(core->ledger, slot, &view) == KVP_OK)
             adopt_session(core, &view);
     }
+    for (uint32_t i = 0; i < KVP_BUFFERS_ALL_MAX; i++) {
+        struct kvp_buffer_view view;
+        if (kvp_buffer_at(core->ledger, i, &view) == KVP_OK)
+            TRY(core_buffer_adopt(core, &view));
+    }
     return KVP_OK;
 }
 
 /* ---- announced --------------------------------------------------------------------------------------------------- */
 
+/* An fd is as good as the next; what it holds was checked when it was registered. */
+static bool take_buffer(struct kvp_core *core, struct kvp_thing thing)
+{
+    if (thing.a >= KVP_SESSIONS_MAX || thing.b > KVP_BUFFERS_MAX || core->sessions[thing.a].buffers == NULL)
+        return false;
+    struct buffer_state *buffer = &core->sessions[thing.a].buffers[thing.b];
+    if (!buffer->used || buffer->has_ipc)
+        return false;
+    buffer->parked = true;
+    return true;
+}
+
 /* @return whether the ledger names it */
 static bool take_thing(struct kvp_core *core, struct kvp_thing thing, void *address, uint64_t bytes)
 {
     struct kvp_attachment_view attachment;
-    if (thing.kind == KVP_THING_BUFFER || thing.a >= KVP_POOLS_MAX || core->pools[thing.a].id.generation == 0)
+    if (thing.kind == KVP_THING_BUFFER)
+        return take_buffer(core, thing);
+    if (thing.a >= KVP_POOLS_MAX || core->pools[thing.a].id.generation == 0)
         return false;
     struct pool_state *pool = &core->pools[thing.a];
     switch (thing.kind) {
@@ -133,7 +154,8 @@ void core_adopt_thing(struct kvp_core *core, struct kvp_thing thing, enum kvp_st
 {
     if (core->adopting && status == KVP_OK && take_thing(core, thing, address, bytes))
         return;
-    core_log(core, 6, "%c%u.%u was kept, and nothing in the ledger is held by it: given up", thing.kind, thing.a, thing.b);
+    core_log(core, 6, "%c%u.%u was kept, and nothing in the ledger is held by it: given up", thing.kind, thing.a,
+             thing.b);
     core->act->thing_drop(core->ctx, thing);
 }
 
@@ -241,6 +263,18 @@ static void serve_pool(struct kvp_core *core, struct pool_state *pool)
     pool->reclaim_due = true;
 }
 
+static void lose_buffers(struct kvp_core *core)
+{
+    for (uint32_t i = 0; i < KVP_BUFFERS_ALL_MAX; i++) {
+        struct kvp_buffer_view view;
+        if (kvp_buffer_at(core->ledger, i, &view) != KVP_OK)
+            continue;
+        const struct buffer_state *buffer = &core->sessions[view.session.slot].buffers[view.number];
+        if (buffer->used && !buffer->has_ipc && !buffer->parked)
+            core_buffer_lost(core, &view);
+    }
+}
+
 static void end_unconnected(struct kvp_core *core)
 {
     for (uint32_t slot = 0; slot < KVP_SESSIONS_MAX; slot++) {
@@ -284,6 +318,7 @@ void core_adopt_step(struct kvp_core *core)
             if (core->pools[slot].id.generation != 0)
                 serve_pool(core, &core->pools[slot]);
         }
+        lose_buffers(core);
         core->adopting = ADOPT_ASKING;
         if (core_jobs_ask(core))
             greet_again(core);

@@ -7,6 +7,7 @@
  *
  * Buffers are numbered 1..KVP_BUFFERS_MAX in a session. A buffer is imported by its device's executor before it is
  * registered, so that what can't be imported is refused here; other executors import it when a job of theirs needs it.
+ * The ledger names it then, and a later daemon goes on with it.
  */
 #include "op.h"
 
@@ -375,6 +376,51 @@ static enum kvp_status need_importer(struct kvp_core *core, struct turn *turn, c
     return status == KVP_WAIT ? core_wait(core, turn, WAIT_EXECUTOR, *ret_executor) : status;
 }
 
+/* In the transaction; on failure it is aborted, and the text said. */
+static enum kvp_status record_buffer(struct kvp_core *core, struct kvp_session_id session, uint32_t number,
+                                     const struct buffer_state *buffer)
+{
+    struct kvp_buffer_view view = {.session = session,
+                                   .number = number,
+                                   .bytes = buffer->bytes,
+                                   .offset = buffer->offset,
+                                   .has_ipc = buffer->has_ipc};
+    memcpy(view.device, buffer->device, sizeof(view.device));
+    memcpy(view.ipc, buffer->ipc, sizeof(view.ipc));
+    enum kvp_status status = kvp_buffer_put(core->ledger, &view);
+    if (status == KVP_OK)
+        return KVP_OK;
+    if (status == KVP_ELIMIT)
+        core_refuse(core, status, "buffers: %d are registered, the most there may be", KVP_BUFFERS_ALL_MAX);
+    else
+        core_refuse_plain(core, status, "RegisterBuffer");
+    return core_abort(core, status);
+}
+
+enum kvp_status core_buffer_adopt(struct kvp_core *core, const struct kvp_buffer_view *view)
+{
+    struct session_state *state = &core->sessions[view->session.slot];
+    if (state->buffers == NULL)
+        state->buffers = calloc(KVP_BUFFERS_MAX + 1, sizeof(*state->buffers));
+    if (state->buffers == NULL)
+        return core_refuse(core, KVP_ENOMEM, "no memory for a session's buffers");
+    struct buffer_state *buffer = &state->buffers[view->number];
+    *buffer = (struct buffer_state){
+        .used = true, .has_ipc = view->has_ipc, .bytes = view->bytes, .offset = view->offset};
+    memcpy(buffer->device, view->device, sizeof(buffer->device));
+    memcpy(buffer->ipc, view->ipc, sizeof(buffer->ipc));
+    return KVP_OK;
+}
+
+void core_buffer_lost(struct kvp_core *core, const struct kvp_buffer_view *view)
+{
+    kvp_txn_begin(core->ledger);
+    CORE_ASSERT(kvp_buffer_remove(core->ledger, view->session, view->number) == KVP_OK);
+    kvp_txn_commit(core->ledger);
+    drop_buffer(core, view->session, view->number);
+    core_log(core, 4, "buffer %u of session %u is lost: its memory was not kept", view->number, view->session.slot);
+}
+
 enum { REGISTER_PLACE = 0, REGISTER_KEPT, REGISTER_IMPORTED };
 
 enum kvp_status call_register_buffer(struct kvp_core *core, struct turn *turn)
@@ -414,6 +460,7 @@ enum kvp_status call_register_buffer(struct kvp_core *core, struct turn *turn)
         return status;
     }
     kvp_txn_begin(core->ledger);
+    TRY(record_buffer(core, turn->session.id, number, buffer));
     TRY(core_commit(core, turn, number, 0));
     buffer->parked = !buffer->has_ipc;
     op->n_things = 0;
@@ -436,6 +483,11 @@ enum kvp_status call_unregister_buffer(struct kvp_core *core, struct turn *turn)
             return core_refuse(core, KVP_EBUSY, "buffer: %u is in use by work under way", request->buffer);
     }
     kvp_txn_begin(core->ledger);
+    enum kvp_status status = kvp_buffer_remove(core->ledger, turn->session.id, request->buffer);
+    if (status != KVP_OK) {
+        core_refuse_plain(core, status, "UnregisterBuffer");
+        return core_abort(core, status);
+    }
     TRY(core_commit(core, turn, 0, 0));
     drop_buffer(core, turn->session.id, request->buffer);
     core_exec_drop_buffer(core, turn->session.id, request->buffer);

@@ -378,6 +378,10 @@ enum kvp_status core_buffer(struct kvp_core *core, struct kvp_session_id session
                             struct buffer_state **ret_buffer);
 void core_buffer_import(struct kvp_core *core, uint32_t executor, struct kvp_session_id session, uint32_t number,
                         struct buffer_state *buffer, uint64_t tag);
+/* A buffer of the ledger; its fd is announced later. */
+enum kvp_status core_buffer_adopt(struct kvp_core *core, const struct kvp_buffer_view *view);
+/* … and was not. */
+void core_buffer_lost(struct kvp_core *core, const struct kvp_buffer_view *view);
 void core_buffers_drop(struct kvp_core *core, struct kvp_session_id session);
 
 #endif

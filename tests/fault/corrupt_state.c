@@ -1,12 +1,12 @@
 /**
- * What was kept is not as it was: a ledger with words changed, cut off or of another version, memory that is missing or
- * too small. kvpoold refuses it (exit 3, with the reason), or repairs it, or says that the pool is lost; it never dies of
- * a signal, hangs, or serves a ledger that its audit finds unsound.
+ * What was kept is not as it was: a ledger with words changed, cut off or of another version, memory that is missing
+ * or too small. kvpoold refuses it (exit 3, with the reason), or repairs it, or says that the pool is lost; it never
+ * dies of a signal, hangs, or serves a ledger that its audit finds unsound.
  *
  *   corrupt_state [--mutations N] [--seed S]         200 mutations, seed 1
  *
- * A daemon under kvpool-keeper makes a small state; its memory is copied from the keeper, which then ends. The test is the
- * service manager from there on: for each mutation it makes the memory anew, spoils it, and starts kvpoold on it.
+ * A daemon under kvpool-keeper makes a small state; its memory is copied from the keeper, which then ends. The test is
+ * the service manager from there on: for each mutation it makes the memory anew, spoils it, and starts kvpoold on it.
  */
 #include "pool_calls.h"
 
@@ -50,7 +50,7 @@ static uint32_t random_below(uint32_t below)
     return (uint32_t)((state >> 32) * below >> 32);
 }
 
-/* ---- the state that is kept ------------------------------------------------------------------------------------------ */
+/* ---- the state that is kept -------------------------------------------------------------------------------------- */
 
 static void take_image(int fd, struct image *image)
 {
@@ -118,7 +118,8 @@ static void lease_session(int socket, char token[33])
     test_reply_free(&reply);
 }
 
-static enum kvp_status open_and_write(int socket, char *token, uint64_t key, bool durable, uint32_t tokens, uint64_t *ret_seq)
+static enum kvp_status open_and_write(int socket, char *token, uint64_t key, bool durable, uint32_t tokens,
+                                       uint64_t *ret_seq)
 {
     Kvpool__V1__OpenSequencesRequest open = KVPOOL__V1__OPEN_SEQUENCES_REQUEST__INIT;
     Kvpool__V1__AdvanceRequest advance = KVPOOL__V1__ADVANCE_REQUEST__INIT;
@@ -212,7 +213,7 @@ static void make_state(void)
     ck_assert_int_eq(test_keeper_stop(&keeper), 0);
 }
 
-/* ---- the daemon on it ------------------------------------------------------------------------------------------------ */
+/* ---- the daemon on it -------------------------------------------------------------------------------------------- */
 
 /* @param bytes  of it: less than the image has cuts it off */
 static int make_object(const struct image *image, uint64_t bytes)
@@ -226,8 +227,9 @@ static int make_object(const struct image *image, uint64_t bytes)
         uint64_t left = at < bytes ? bytes - at : 0;
 
         if (left > 0)
-            ck_assert_int_gt(pwrite(fd, image->blocks + (size_t)i * BLOCK_BYTES, left < BLOCK_BYTES ? left : BLOCK_BYTES,
-                                    (off_t)at), 0);
+            ck_assert_int_gt(pwrite(fd, image->blocks + (size_t)i * BLOCK_BYTES,
+                                    left < BLOCK_BYTES ? left : BLOCK_BYTES, (off_t)at),
+                             0);
     }
     ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
     return fd;
@@ -346,7 +348,7 @@ static void use(const char *dir, const char *what, bool expect_lost)
     close(socket);
 }
 
-/* ---- what is done to it ---------------------------------------------------------------------------------------------- */
+/* ---- what is done to it ------------------------------------------------------------------------------------------ */
 
 /* A word among those that are not zero, or near them. */
 static uint64_t *any_word(unsigned char *ledger)
@@ -456,7 +458,7 @@ static void remove_folder(const char *dir)
     ck_assert_int_eq(rmdir(dir), 0);
 }
 
-/* ---- tests ----------------------------------------------------------------------------------------------------------- */
+/* ---- tests ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(what_was_kept_whole_is_served)
 {

@@ -146,6 +146,88 @@ START_TEST(a_terminated_daemon_is_replaced_without_a_word_to_its_clients)
 }
 END_TEST
 
+static int make_memfd(size_t bytes, int seals)
+{
+    int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
+    ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, seals), 0);
+    return fd;
+}
+
+/* Memory of tokens whose bytes are `fill`, registered: its number. */
+static uint32_t register_tokens(uint32_t tokens, unsigned char fill)
+{
+    Kvpool__V1__RegisterBufferRequest request = KVPOOL__V1__REGISTER_BUFFER_REQUEST__INIT;
+    unsigned char bytes[TEST_TOKEN_BYTES];
+    int fd = make_memfd(4096 + tokens * TEST_TOKEN_BYTES, F_SEAL_SHRINK | F_SEAL_GROW);
+    struct test_reply reply;
+    uint32_t number;
+
+    memset(bytes, fill, sizeof(bytes));
+    for (uint32_t i = 0; i < tokens; i++)
+        ck_assert_int_eq(pwrite(fd, bytes, sizeof(bytes), (off_t)(4096 + i * sizeof(bytes))), sizeof(bytes));
+    request.device = (char *)(uintptr_t)"host";
+    request.bytes = tokens * TEST_TOKEN_BYTES;
+    request.offset = 4096;
+    test_send(connection, METHOD(REGISTER_BUFFER), 1, &request.base, &fd, 1);
+    test_receive(connection, &kvpool__v1__register_buffer_reply__descriptor, &reply);
+    ck_assert_msg(reply.status == KVP_OK, "%s", reply.text);
+    number = ((Kvpool__V1__RegisterBufferReply *)(void *)reply.body)->buffer;
+    test_reply_free(&reply);
+    close(fd);
+    return number;
+}
+
+static enum kvp_status unregister(uint32_t number)
+{
+    Kvpool__V1__UnregisterBufferRequest request = KVPOOL__V1__UNREGISTER_BUFFER_REQUEST__INIT;
+    struct test_reply reply;
+    enum kvp_status status;
+
+    request.buffer = number;
+    test_call(connection, METHOD(UNREGISTER_BUFFER), &request.base, &kvpool__v1__unregister_buffer_reply__descriptor,
+              &reply);
+    status = reply.status;
+    test_reply_free(&reply);
+    return status;
+}
+
+START_TEST(registered_buffers_outlive_the_daemon_and_its_executor)
+{
+    struct test_pool pool;
+    uint32_t a, b;
+    uint64_t seq;
+
+    test_create_pool(connection, "p", KVP_OK, "");
+    test_map_pool(connection, "p", &pool);
+    seq = test_open_sequence(connection, "p", 1);
+    a = register_tokens(20, 0xab);
+    b = register_tokens(20, 0xcd);
+    for (uint32_t i = 0; i < 3; i++) {
+        uint32_t executor = test_executor_pid(connection);
+
+        if (i == 2 && executor != 0)
+            kill((pid_t)executor, SIGKILL);
+        end_daemon(SIGKILL);
+        test_append_buffer(connection, "p", seq, 40 * i, 20, a, pool.timelines);
+        test_append_buffer(connection, "p", seq, 40 * i + 20, 20, b, pool.timelines);
+        ck_assert_uint_eq(test_count_bytes(&pool, 0xab), 20 * (i + 1) * TEST_TOKEN_BYTES);
+        ck_assert_uint_eq(test_count_bytes(&pool, 0xcd), 20 * (i + 1) * TEST_TOKEN_BYTES);
+        test_expect_clean_audit(connection);
+    }
+    ck_assert_int_eq(unregister(a), KVP_OK);
+    end_daemon(SIGKILL);
+    ck_assert_int_eq(unregister(a), KVP_ENOENT);
+    ck_assert_uint_eq(register_tokens(20, 0xef), a);
+    ck_assert_int_eq(unregister(a), KVP_OK);
+    ck_assert_int_eq(unregister(b), KVP_OK);
+    test_expect_clean_audit(connection);
+    test_unmap_pool(&pool);
+}
+END_TEST
+
 START_TEST(requests_sent_to_nobody_are_answered_by_the_next)
 {
     Kvpool__V1__GetStatsRequest request = KVPOOL__V1__GET_STATS_REQUEST__INIT;
@@ -256,16 +338,6 @@ END_TEST
 
 /* ---- what can not be adopted ------------------------------------------------------------------------------------------- */
 
-static int make_memfd(size_t bytes, int seals)
-{
-    int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-
-    ck_assert_int_ge(fd, 0);
-    ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
-    ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, seals), 0);
-    return fd;
-}
-
 START_TEST(a_ledger_that_is_none_is_refused_until_it_is_given_up)
 {
     static const char *const environment[] = {"LISTEN_FDNAMES=ledger", NULL};
@@ -321,6 +393,7 @@ int main(void)
     tcase_add_test(tests, a_killed_daemon_is_followed_by_one_that_has_everything);
     tcase_add_test(tests, the_pause_of_an_adoption_is_told);
     tcase_add_test(tests, a_terminated_daemon_is_replaced_without_a_word_to_its_clients);
+    tcase_add_test(tests, registered_buffers_outlive_the_daemon_and_its_executor);
     tcase_add_test(tests, requests_sent_to_nobody_are_answered_by_the_next);
     tcase_add_test(tests, a_worker_that_dies_while_there_is_no_daemon_is_not_forgotten);
     tcase_add_test(tests, what_is_closed_is_not_kept);

@@ -136,23 +136,19 @@ uint64_t test_open_sequence(int socket, const char *name, uint64_t key)
     return seq;
 }
 
-void test_append(int socket, const char *name, uint64_t seq, uint32_t at, uint32_t tokens, unsigned char fill,
-                 const struct kvp_timeline *timelines)
+/* The source is in the request. */
+static void append(int socket, const char *name, uint64_t seq, uint32_t at, uint32_t tokens,
+                   Kvpool__V1__AppendRequest request, const struct kvp_timeline *timelines)
 {
-    Kvpool__V1__AppendRequest request = KVPOOL__V1__APPEND_REQUEST__INIT;
-    static unsigned char bytes[TEST_TOKEN_BYTES * TEST_PAGES * TEST_PAGE_TOKENS];
     uint64_t until = test_now_ms() + TEST_WAIT_MS, value;
     struct test_reply reply;
     uint32_t timeline;
 
-    memset(bytes, fill, sizeof(bytes));
     request.pool = (char *)(uintptr_t)name;
     request.seqs = &seq;
     request.at = &at;
     request.tokens = &tokens;
     request.n_seqs = request.n_at = request.n_tokens = 1;
-    request.inline_.data = bytes;
-    request.inline_.len = (size_t)TEST_TOKEN_BYTES * tokens;
     test_call(socket, METHOD(APPEND), &request.base, &kvpool__v1__append_reply__descriptor, &reply);
     ck_assert_msg(reply.status == KVP_OK, "%s", reply.text);
     timeline = ((Kvpool__V1__AppendReply *)(void *)reply.body)->timeline;
@@ -163,6 +159,27 @@ void test_append(int socket, const char *name, uint64_t seq, uint32_t at, uint32
         sched_yield();
     }
     ck_assert_uint_eq(timelines[timeline].error, 0);
+}
+
+void test_append(int socket, const char *name, uint64_t seq, uint32_t at, uint32_t tokens, unsigned char fill,
+                 const struct kvp_timeline *timelines)
+{
+    Kvpool__V1__AppendRequest request = KVPOOL__V1__APPEND_REQUEST__INIT;
+    static unsigned char bytes[TEST_TOKEN_BYTES * TEST_PAGES * TEST_PAGE_TOKENS];
+
+    memset(bytes, fill, sizeof(bytes));
+    request.inline_.data = bytes;
+    request.inline_.len = (size_t)TEST_TOKEN_BYTES * tokens;
+    append(socket, name, seq, at, tokens, request, timelines);
+}
+
+void test_append_buffer(int socket, const char *name, uint64_t seq, uint32_t at, uint32_t tokens, uint32_t buffer,
+                        const struct kvp_timeline *timelines)
+{
+    Kvpool__V1__AppendRequest request = KVPOOL__V1__APPEND_REQUEST__INIT;
+
+    request.buffer = buffer;
+    append(socket, name, seq, at, tokens, request, timelines);
 }
 
 uint32_t test_length(int socket, const char *name, uint64_t seq)

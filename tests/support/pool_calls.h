@@ -39,6 +39,9 @@ uint64_t test_open_sequence(int socket, const char *name, uint64_t key);
 /* Append tokens of bytes `fill` to a sequence of length `at`, and wait until the timeline says that it is done. */
 void test_append(int socket, const char *name, uint64_t seq, uint32_t at, uint32_t tokens, unsigned char fill,
                  const struct kvp_timeline *timelines);
+/* The same from a registered buffer. */
+void test_append_buffer(int socket, const char *name, uint64_t seq, uint32_t at, uint32_t tokens, uint32_t buffer,
+                        const struct kvp_timeline *timelines);
 uint32_t test_length(int socket, const char *name, uint64_t seq);
 /* Bytes of that value in the slab. */
 size_t test_count_bytes(const struct test_pool *pool, unsigned char value);

@@ -301,6 +301,7 @@ START_TEST(a_ledger_with_words_destroyed_is_refused_or_used_without_a_crash_or_h
         {SESSIONS_OFFSET, 2 * sizeof(struct block_session)},
         {POOLS_OFFSET, 256},
         {JOBS_OFFSET, 128},
+        {BUFFERS_OFFSET, 4 * sizeof(struct block_buffer)},
         {rich.pool->extent_offset, rich.pool->extent_bytes},
         {rich.pool->extent_offset, 256 + 4 * sizeof(struct block_attachment)},
         {(uint64_t)((unsigned char *)rich.seqs - block->store), rich.pool->extent_bytes - 256 - 16384},

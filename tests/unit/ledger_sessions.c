@@ -30,6 +30,80 @@ static void end_session(struct ledger_bed *bed, struct kvp_session_id session)
     kvp_txn_commit(bed->ledger);
 }
 
+static struct kvp_buffer_view some_buffer(struct kvp_session_id session, uint32_t number)
+{
+    struct kvp_buffer_view buffer = {
+        .session = session, .number = number, .bytes = 100 + number, .offset = 7, .has_ipc = number % 2 == 0};
+    strcpy(buffer.device, "GPU-a name of a device");
+    memset(buffer.ipc, (int)number, sizeof(buffer.ipc));
+    return buffer;
+}
+
+static enum kvp_status put_buffer(struct ledger_bed *bed, struct kvp_session_id session, uint32_t number)
+{
+    struct kvp_buffer_view buffer = some_buffer(session, number);
+    kvp_txn_begin(bed->ledger);
+    enum kvp_status status = kvp_buffer_put(bed->ledger, &buffer);
+    kvp_txn_commit(bed->ledger);
+    return status;
+}
+
+START_TEST(buffers_are_remembered_until_they_are_removed_or_their_session_ends)
+{
+    struct ledger_bed bed;
+    struct kvp_buffer_view view;
+    ledger_bed_make(&bed, small, false);
+    struct kvp_session_id session = open_as(&bed, lease(1));
+    for (uint32_t number = 1; number <= KVP_BUFFERS_MAX; number++)
+        ck_assert_int_eq(put_buffer(&bed, session, number), KVP_OK);
+    ck_assert_int_eq(put_buffer(&bed, session, 3), KVP_EEXIST);
+    ck_assert_int_eq(put_buffer(&bed, session, 0), KVP_EINVAL);
+    ck_assert_int_eq(put_buffer(&bed, session, KVP_BUFFERS_MAX + 1), KVP_EINVAL);
+    ledger_block_assert_clean(bed.ledger);
+    for (uint32_t number = 1; number <= KVP_BUFFERS_MAX; number++) {
+        struct kvp_buffer_view wanted = some_buffer(session, number);
+        ck_assert_int_eq(kvp_buffer_get(bed.ledger, session, number, &view), KVP_OK);
+        ck_assert_uint_eq(view.bytes, wanted.bytes);
+        ck_assert_uint_eq(view.offset, wanted.offset);
+        ck_assert(view.has_ipc == wanted.has_ipc);
+        ck_assert_str_eq(view.device, wanted.device);
+        ck_assert_mem_eq(view.ipc, wanted.ipc, sizeof(view.ipc));
+    }
+    kvp_txn_begin(bed.ledger);
+    ck_assert_int_eq(kvp_buffer_remove(bed.ledger, session, 3), KVP_OK);
+    ck_assert_int_eq(kvp_buffer_remove(bed.ledger, session, 3), KVP_ENOENT);
+    kvp_txn_abort(bed.ledger);
+    ck_assert_int_eq(kvp_buffer_get(bed.ledger, session, 3, &view), KVP_OK);
+    end_session(&bed, session);
+    ck_assert_int_eq(kvp_buffer_get(bed.ledger, session, 1, &view), KVP_ESESSION);
+    session = open_as(&bed, lease(1));
+    ck_assert_int_eq(kvp_buffer_get(bed.ledger, session, 1, &view), KVP_ENOENT);
+    ck_assert_int_eq(kvp_buffer_at(bed.ledger, 0, &view), KVP_ENOENT);
+    ledger_block_assert_clean(bed.ledger);
+    ledger_bed_end(&bed);
+}
+END_TEST
+
+START_TEST(the_table_of_buffers_can_be_full)
+{
+    struct ledger_bed bed;
+    struct kvp_session_id session = {0};
+    ledger_bed_make(&bed, small, false);
+    for (uint32_t i = 0; i < KVP_BUFFERS_ALL_MAX; i++) {
+        if (i % KVP_BUFFERS_MAX == 0)
+            session = open_as(&bed, lease(i + 1));
+        ck_assert_int_eq(put_buffer(&bed, session, i % KVP_BUFFERS_MAX + 1), KVP_OK);
+    }
+    struct kvp_session_id more = open_as(&bed, lease(1u << 20));
+    ck_assert_int_eq(put_buffer(&bed, more, 1), KVP_ELIMIT);
+    ledger_block_assert_clean(bed.ledger);
+    end_session(&bed, session);
+    ck_assert_int_eq(put_buffer(&bed, more, 1), KVP_OK);
+    ledger_block_assert_clean(bed.ledger);
+    ledger_bed_end(&bed);
+}
+END_TEST
+
 START_TEST(a_session_keeps_all_that_it_was_opened_with)
 {
     struct ledger_bed bed;
@@ -390,4 +464,5 @@ LEDGER_SUITE("ledger_sessions", a_session_keeps_all_that_it_was_opened_with,
              who_joins_a_member_joins_its_leader_and_stands_alone_when_that_is_released,
              detach_is_refused_while_sequences_are_owned_or_rows_retire,
              an_ended_session_freezes_its_sequences_until_they_are_released_in_slices,
-             durable_sequences_outlive_their_session_until_they_are_claimed_or_released)
+             durable_sequences_outlive_their_session_until_they_are_claimed_or_released,
+             buffers_are_remembered_until_they_are_removed_or_their_session_ends, the_table_of_buffers_can_be_full)
