@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import _abi, _views
 from ._append import Source, Steps, sources_of
 from .client import Owner
-from .errors import Busy, InvalidArgument, SessionEnded, StaleHandle, check, fail
+from .errors import Busy, Disconnected, InvalidArgument, PoolLost, SessionEnded, StaleHandle, check, fail
 from .plane import Plane
 from .sequence import Point, Sequence, SequenceInfo
 from .spec import PlaneSpec, PoolInfo, info_from_c
@@ -139,10 +139,14 @@ class Pool:
         close the client, which leaves durable ones for a claim."""
         if self._owner is None:
             return
-        ours = [seq for wire, seq in self._sequences.items() if wire not in self._durable]
-        for at in range(0, len(ours), _abi.BATCH_MAX):
-            self.close_sequences(ours[at : at + _abi.BATCH_MAX])
-        left = sum(1 for entry in self.sequences() if entry.state in ("open", "busy"))
+        left = 0
+        try:
+            ours = [seq for wire, seq in self._sequences.items() if wire not in self._durable]
+            for at in range(0, len(ours), _abi.BATCH_MAX):
+                self.close_sequences(ours[at : at + _abi.BATCH_MAX])
+            left = sum(1 for entry in self.sequences() if entry.state in ("open", "busy"))
+        except (Disconnected, PoolLost, SessionEnded):
+            pass  # what there was to end is over
         if left:
             raise Busy(f"{left} sequences of this session are open in pool {self.name}")
         self.abandon()

@@ -180,12 +180,14 @@ class Processes(PoolTest):
         done = run("import os, signal, kvpool\n"
                    "client = kvpool.connect(backend='host', reconnect_ms=1)\n"
                    "pool = client.create_pool(kvpool.PoolSpec('p', 4, 4, kv_heads=1, head_dim=8))\n"
+                   "kept = pool.open(7)\n"
                    "pid = int(open(os.path.dirname(client.endpoint) + '/pid').read())\n"
                    "end = os.pidfd_open(pid)\n"
                    "os.kill(pid, signal.SIGKILL)\n"
                    "import select; select.select([end], [], [])\n"
                    "try: pool.open(1)\n"
                    "except kvpool.Disconnected: print('disconnected')\n"
+                   "with client, pool: pass\n"
                    "with kvpool.connect(backend='host') as again: print(again.pools())\n")
         self.assertEqual((done.stdout.split("\n")[:2], done.returncode), (["disconnected", "[]"], 0), done.stderr)
 
