@@ -30,7 +30,7 @@ echo "$daemon" >"$2/pid"
 read -r _
 kill -TERM "$daemon" 2>/dev/null
 wait "$daemon"
-rm -rf "$2"
+PATH=/usr/bin:/bin rm -rf "$2"
 """
 
 _lock = threading.Lock()

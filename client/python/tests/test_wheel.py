@@ -33,10 +33,13 @@ class Wheel(unittest.TestCase):
                 [sys.executable, "-c", "import kvpool\n"
                  "with kvpool.connect(backend='host') as client:\n"
                  "    spec = kvpool.PoolSpec('p', 4, 4, kv_heads=1, head_dim=8)\n"
-                 "    with client.create_pool(spec) as pool: print(kvpool.__file__, pool.free_pages)\n"],
+                 "    with client.create_pool(spec) as pool: print(kvpool.__file__, pool.free_pages)\n"
+                 "    print(client.endpoint)\n"],
                 env={**environment, "PYTHONPATH": folder, "PATH": "/nowhere"}, capture_output=True, text=True,
                 timeout=60, cwd=folder)
-            self.assertEqual(done.stdout.split(), [f"{folder}/kvpool/__init__.py", "4"], done.stderr)
+            *printed, endpoint = done.stdout.split()
+            self.assertEqual(printed, [f"{folder}/kvpool/__init__.py", "4"], done.stderr)
+            self.assertFalse(os.path.exists(os.path.dirname(endpoint)), "the daemon's folder is left")
 
 
 if __name__ == "__main__":
