@@ -120,6 +120,20 @@ static enum kvp_status check_source(struct kvp_core *core, struct turn *turn, co
     return KVP_OK;
 }
 
+/* Somebody must be there who can reach what the job waits for: when its owner dies, that is said on the timeline. */
+static enum kvp_status check_waited(struct kvp_core *core, const Kvpool__V1__AppendRequest *request,
+                                    const struct pool_state *pool)
+{
+    struct kvp_attachment_view owner;
+    if (core_timeline_reached(pool, (struct kvp_after){request->wait_timeline, request->wait_value}))
+        return KVP_OK;
+    if (kvp_attachment_get(core->ledger, pool->id, request->wait_timeline / KVP_TIMELINES_MAX, &owner) == KVP_OK &&
+        owner.state == KVP_ATTACHMENT_LIVE)
+        return KVP_OK;
+    return core_refuse(core, KVP_EINVAL, "wait_timeline: %u is no attached session's, and has not reached %llu",
+                       request->wait_timeline, (unsigned long long)request->wait_value);
+}
+
 static enum kvp_status check_append(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
                                     struct append *append)
 {
@@ -131,6 +145,8 @@ static enum kvp_status check_append(struct kvp_core *core, struct turn *turn, co
     if (request->wait_value != 0 && request->wait_timeline >= KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX)
         return core_refuse(core, KVP_EINVAL, "wait_timeline: %u, at most %d", request->wait_timeline,
                            KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX - 1);
+    if (request->wait_value != 0)
+        TRY(check_waited(core, request, append->pool));
     append->last_rank = request->rank + 1 == append->pool->n_slabs;
     TRY(check_tokens(core, request, append));
     return check_source(core, turn, request, append);

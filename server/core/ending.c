@@ -308,11 +308,16 @@ static void attachment_tick(struct kvp_core *core, struct pool_state *pool, stru
         }
         return;
     }
+    if (!state->silenced) {
+        core_fold_attachment(core, pool, attachment);
+        core_timelines_end(core, pool, attachment, 1, KVP_TIMELINES_MAX - 1);
+        state->silenced = true;
+    }
     if (!state->released && core_session_has_jobs(core, session))
-        return; /* an executor still writes its timeline; the job's end makes this due */
+        return; /* an executor still writes the first timeline; the job's end makes this due */
     if (!state->released) {
         core_fold_attachment(core, pool, attachment);
-        core_timelines_end(core, pool, attachment);
+        core_timelines_end(core, pool, attachment, 0, 1);
         state->linger_until_ms = core->now_ms + pool->spec->linger_ms;
         state->released = true;
     }

@@ -230,10 +230,11 @@ void core_pool_tick(struct kvp_core *core, struct pool_state *pool)
  */
 #define TIMELINE_LEAP (1ull << 32)
 
-void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment)
+void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment, uint32_t first,
+                        uint32_t n)
 {
     pending_cancel(core, pool, attachment);
-    for (uint32_t k = 0; k < KVP_TIMELINES_MAX; k++) {
+    for (uint32_t k = first; k < first + n; k++) {
         struct kvp_timeline *timeline = &pool->timelines[attachment * KVP_TIMELINES_MAX + k];
         __atomic_store_n(&timeline->error, (uint64_t)-KVP_ESESSION, __ATOMIC_RELEASE);
         __atomic_fetch_add(&timeline->value, TIMELINE_LEAP, __ATOMIC_ACQ_REL);

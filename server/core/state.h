@@ -76,6 +76,7 @@ struct slab_state {
 struct attachment_state {
     bool mapped;              /* its process was handed slabs, so that it may write */
     bool forced;              /* an operator said that nothing writes any more */
+    bool silenced;            /* its own timelines are ended: work that waits for them ends too */
     bool released;            /* its last words are said: timelines ended, words folded */
     uint64_t *progress;       /* its progress page; NULL: none */
     uint64_t linger_until_ms; /* its durable sequences wait until then; 0: not yet known */
@@ -296,8 +297,9 @@ void core_pending_add(struct kvp_core *core, struct pool_state *pool, uint32_t s
 void core_pool_tick(struct kvp_core *core, struct pool_state *pool);
 /* Drop page references of rows given up, one slice. */
 void core_reclaim_slice(struct kvp_core *core, struct pool_state *pool);
-/* Write what others wait for on an attachment's timelines, with the error set. */
-void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
+/* Write what others wait for on n of an attachment's timelines, with the error set. */
+void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment, uint32_t first,
+                        uint32_t n);
 
 /* ---- ending.c: sessions' ends ------------------------------------------------------------------------------------ */
 

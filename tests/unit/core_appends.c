@@ -122,8 +122,51 @@ static void check_bytes(uint64_t handle, uint64_t key, uint32_t n)
     shell_call_free(shell, pool);
 }
 
+static struct shell_call *append_behind(uint32_t timeline, uint64_t value)
+{
+    static unsigned char bytes[INLINE_MAX];
+    Kvpool__V1__AppendRequest request = KVPOOL__V1__APPEND_REQUEST__INIT;
+    uint32_t at = 0, tokens = 1;
+    request.call_id = 1;
+    request.pool = (char *)"p";
+    request.n_seqs = request.n_at = request.n_tokens = 1;
+    request.seqs = &seq;
+    request.at = &at;
+    request.tokens = &tokens;
+    request.inline_ = (ProtobufCBinaryData){fill_inline(bytes, 1, 0, 1), bytes};
+    request.wait_timeline = timeline;
+    request.wait_value = value;
+    return shell_send(shell, a, KVPOOL__V1__METHOD__METHOD_APPEND, &request.base, NULL);
+}
+
 /* ---- append
  * ------------------------------------------------------------------------------------------------------------------ */
+
+START_TEST(what_a_dead_session_was_to_reach_is_ended_before_the_work_that_waits_for_it)
+{
+    struct kvp_timeline *own = &shell_timelines(shell)[1];
+    shell->hold_jobs = true; /* as an executor does that waits */
+    ck_assert_int_eq(finish(append_behind(1, own->value + 5)), KVP_OK);
+    kvp_core_disconnected(shell->core, a.session);
+    kvp_core_process_ended(shell->core, a.session);
+    shell_run_ms(shell, 10);
+    ck_assert_uint_eq(own->error, (uint64_t)-KVP_ESESSION);
+    ck_assert_uint_eq(shell_timelines(shell)[0].error, 0);
+    shell->fail_job = KVP_ESESSION;
+    shell_jobs_run(shell, 1);
+    shell_run_ms(shell, 10);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 16);
+    ck_assert_int_eq(shell_delete_pool(shell, grpc, "p"), KVP_OK);
+}
+END_TEST
+
+START_TEST(nobody_waits_for_a_timeline_that_nobody_owns)
+{
+    ck_assert_int_eq(finish(append_behind(7 * KVP_TIMELINES_MAX, 1)), KVP_EINVAL);
+    ck_assert_int_eq(finish(append_behind(KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX, 1)), KVP_EINVAL);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 0);
+}
+END_TEST
 
 START_TEST(an_append_is_answered_at_intent_and_counts_when_it_is_done)
 {
@@ -551,6 +594,8 @@ int main(void)
     Suite *suite = suite_create("core_appends");
     TCase *t = tcase_create("host");
     tcase_add_checked_fixture(t, begin, end);
+    tcase_add_test(t, what_a_dead_session_was_to_reach_is_ended_before_the_work_that_waits_for_it);
+    tcase_add_test(t, nobody_waits_for_a_timeline_that_nobody_owns);
     tcase_add_test(t, an_append_is_answered_at_intent_and_counts_when_it_is_done);
     tcase_add_test(t, who_saw_the_timeline_sees_the_tokens);
     tcase_add_test(t, over_grpc_an_append_is_answered_when_it_is_done);
