@@ -3,7 +3,8 @@
  *
  * What a peer can send is taken to be hostile: lengths are checked against what arrived, a body's memfd must be sealed
  * against writing and shrinking (so that it can be mapped without a fault later), and unpacking runs under a budget.
- * protobuf-c checks neither UTF-8 nor NUL in strings, so that is done here for every string of the message.
+ * protobuf-c checks neither UTF-8 nor NUL in strings, so that is done here for every string of the message, and in the
+ * message as it came: unpacked, a string ends at its first NUL and what came behind it is forgotten.
  */
 #include "kvp_wire.h"
 
@@ -46,14 +47,18 @@ void kvp_wire_budget_init(struct kvp_wire_budget *budget, size_t bytes)
     budget->refused = false;
 }
 
-/* ---- strings: RFC 3629, no NUL (a NUL would end the C string early, so the length can not be seen here) ---------- */
+/* ---- strings: RFC 3629, and no NUL ------------------------------------------------------------------------------- */
 
-static bool utf8_valid(const unsigned char *s)
+static bool text_valid(const unsigned char *s, size_t n)
 {
-    while (*s != 0) {
-        unsigned tail = *s < 0x80 ? 0 : *s >= 0xc2 && *s <= 0xdf ? 1 : (*s & 0xf0) == 0xe0 ? 2 : *s >= 0xf0 && *s <= 0xf4 ? 3 : 4;
+    for (const unsigned char *end = s + n; s < end;) {
+        unsigned tail = *s < 0x80                   ? 0
+                        : *s >= 0xc2 && *s <= 0xdf  ? 1
+                        : (*s & 0xf0) == 0xe0       ? 2
+                        : *s >= 0xf0 && *s <= 0xf4  ? 3
+                                                    : 4;
 
-        if (tail == 4)
+        if (*s == 0 || tail == 4 || (size_t)(end - s) <= tail)
             return false;
         if ((*s == 0xe0 && s[1] < 0xa0) || (*s == 0xed && s[1] > 0x9f) || (*s == 0xf0 && s[1] < 0x90) ||
             (*s == 0xf4 && s[1] > 0x8f))
@@ -65,36 +70,64 @@ static bool utf8_valid(const unsigned char *s)
     return true;
 }
 
-static bool strings_valid(const ProtobufCMessage *message);
+enum wire_type { WIRE_VARINT = 0, WIRE_64BIT = 1, WIRE_LENGTH = 2, WIRE_32BIT = 5 };
 
-static bool field_valid(const ProtobufCMessage *message, const ProtobufCFieldDescriptor *field)
+static bool take_varint(const unsigned char **at, const unsigned char *end, uint64_t *ret_value)
 {
-    const char *at = (const char *)message + field->offset;
-    size_t n = 1;
+    uint64_t value = 0;
 
-    if (field->type != PROTOBUF_C_TYPE_STRING && field->type != PROTOBUF_C_TYPE_MESSAGE)
-        return true;
-    if (field->label == PROTOBUF_C_LABEL_REPEATED) {
-        n = *(const size_t *)((const char *)message + field->quantifier_offset);
-        at = *(const char *const *)at;
-    }
-    for (size_t i = 0; i < n; i++) {
-        const void *value = ((const void *const *)(const void *)at)[i];
+    for (unsigned shift = 0; shift < 64 && *at < end; shift += 7) {
+        unsigned char byte = *(*at)++;
 
-        if (value == NULL)
-            continue;
-        if (field->type == PROTOBUF_C_TYPE_STRING ? !utf8_valid(value) : !strings_valid(value))
-            return false;
+        value |= (uint64_t)(byte & 0x7f) << shift;
+        if (byte < 0x80) {
+            *ret_value = value;
+            return true;
+        }
     }
-    return true;
+    return false;
 }
 
 /* Recurses into submessages: no message of kvpool.v1 contains itself, so the depth is that of the .proto file. */
-static bool strings_valid(const ProtobufCMessage *message)
+static bool strings_valid(const ProtobufCMessageDescriptor *type, const unsigned char *at, size_t n)
 {
-    for (unsigned i = 0; i < message->descriptor->n_fields; i++)
-        if (!field_valid(message, &message->descriptor->fields[i]))
+    const unsigned char *end = at + n;
+
+    while (at < end) {
+        const ProtobufCFieldDescriptor *field;
+        uint64_t key, bytes;
+
+        if (!take_varint(&at, end, &key))
             return false;
+        switch (key & 7) {
+        case WIRE_VARINT:
+            if (!take_varint(&at, end, &bytes))
+                return false;
+            continue;
+        case WIRE_64BIT:
+            bytes = 8;
+            break;
+        case WIRE_LENGTH:
+            if (!take_varint(&at, end, &bytes))
+                return false;
+            break;
+        case WIRE_32BIT:
+            bytes = 4;
+            break;
+        default:
+            return false;
+        }
+        if (bytes > (size_t)(end - at))
+            return false;
+        field = (key & 7) == WIRE_LENGTH && key >> 3 <= UINT32_MAX
+                    ? protobuf_c_message_descriptor_get_field(type, (unsigned)(key >> 3))
+                    : NULL;
+        if (field != NULL && field->type == PROTOBUF_C_TYPE_STRING && !text_valid(at, bytes))
+            return false;
+        if (field != NULL && field->type == PROTOBUF_C_TYPE_MESSAGE && !strings_valid(field->descriptor, at, bytes))
+            return false;
+        at += bytes;
+    }
     return true;
 }
 
@@ -105,7 +138,7 @@ enum kvp_status kvp_wire_unpack(const ProtobufCMessageDescriptor *type, const vo
 
     if (body == NULL) /* protobuf-c does not say why */
         return budget->refused ? KVP_ENOMEM : KVP_EPROTO;
-    if (!strings_valid(body)) {
+    if (!strings_valid(type, bytes, n)) {
         protobuf_c_message_free_unpacked(body, &budget->allocator);
         return KVP_EPROTO;
     }

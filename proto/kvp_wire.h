@@ -27,7 +27,8 @@ void kvp_wire_budget_init(struct kvp_wire_budget *budget, size_t bytes);
 
 /**
  * Unpack a body; free it by protobuf_c_message_free_unpacked(body, &budget->allocator).
- * @retval KVP_EPROTO  it is not a message of that type, nests too deep to be one, or holds a string that is not UTF-8
+ * @retval KVP_EPROTO  it is not a message of that type, nests too deep to be one, or holds a string that is not UTF-8 or
+ *                     has a NUL in it
  * @retval KVP_ENOMEM  it would take more than the budget
  */
 enum kvp_status kvp_wire_unpack(const ProtobufCMessageDescriptor *type, const void *bytes, size_t n,

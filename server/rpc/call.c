@@ -180,7 +180,8 @@ static bool read_request(struct kvp_rpc_call *call)
     if (status == KVP_ENOMEM)
         kvp_rpc_refuse(call, status, "a message of %zu bytes takes too much memory to unpack", n);
     else
-        kvp_rpc_refuse(call, status, "the %zu bytes are no %s, or a string in them is not UTF-8", n, type->name);
+        kvp_rpc_refuse(call, status, "the %zu bytes are no %s, or a string in them is not UTF-8 or has a NUL in it", n,
+                       type->name);
     return false;
 }
 

@@ -161,6 +161,34 @@ START_TEST(a_string_that_is_not_utf8_is_refused)
 }
 END_TEST
 
+/* Sent as bytes: no library packs a NUL into a string. */
+static void expect_string_refused(uint16_t method, const char *body, size_t n)
+{
+    struct kvp_envelope head = envelope(method, (uint32_t)n, 21);
+    unsigned char bytes[128];
+
+    ck_assert_uint_le(sizeof(head) + n, sizeof(bytes));
+    memcpy(bytes, &head, sizeof(head));
+    memcpy(bytes + sizeof(head), body, n);
+    send_bytes(connection, bytes, sizeof(head) + n, NULL, 0);
+    expect_error(connection, KVP_EPROTO, 21, "NUL");
+}
+
+START_TEST(a_string_with_a_nul_in_it_is_refused_and_not_cut)
+{
+    static const char last[] = "\x1a\x02n\0", middle[] = "\x1a\x03n\0x", twice[] = "\x1a\x02n\0\x1a\x01n";
+    static const char inside[] = "\x1a\x07\x0a\x05" "ab\0cd", behind[] = "\x22\x01\x00\x1a\x03n\0x";
+    static const uint16_t lens = KVPOOL__V1__METHOD__METHOD_GET_SEQ_LENS;
+
+    expect_string_refused(lens, last, sizeof(last) - 1);
+    expect_string_refused(lens, middle, sizeof(middle) - 1);
+    expect_string_refused(lens, twice, sizeof(twice) - 1);
+    expect_string_refused(lens, behind, sizeof(behind) - 1); /* behind a field of another kind, which may hold zeroes */
+    expect_string_refused(KVPOOL__V1__METHOD__METHOD_CREATE_POOL, inside, sizeof(inside) - 1);
+    stats_calls(connection);
+}
+END_TEST
+
 static int make_memfd(size_t bytes, int seals)
 {
     int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -329,7 +357,7 @@ START_TEST(a_killed_process_leaves_nothing_behind)
 }
 END_TEST
 
-/* FACTS: a child that was forked without exec keeps the socket open, so that no end-of-file comes: the pidfd tells. */
+/* A child that was forked without exec keeps the socket open, so that no end-of-file comes: the pidfd tells. */
 START_TEST(a_forked_child_that_holds_the_socket_keeps_no_session_alive)
 {
     int ready[2], hold[2];
@@ -413,6 +441,7 @@ int main(void)
     tcase_add_test(tests, a_message_that_is_none_is_refused_and_the_connection_lives_on);
     tcase_add_test(tests, an_unknown_method_and_a_reply_are_refused_by_name);
     tcase_add_test(tests, a_string_that_is_not_utf8_is_refused);
+    tcase_add_test(tests, a_string_with_a_nul_in_it_is_refused_and_not_cut);
     tcase_add_test(tests, a_body_in_a_memfd_is_taken_only_sealed_and_of_its_size);
     tcase_add_test(tests, file_descriptors_that_no_one_wants_are_refused_and_closed);
     tcase_add_test(tests, requests_sent_together_are_answered_in_their_order);

@@ -66,6 +66,7 @@ static void call_nonsense(void)
 {
     static const unsigned char garbage[] = {0xff, 0xff, 0xff, 0xff, 0x0f, 0x12, 0x34};
     static const unsigned char bad_utf8[] = {0x1a, 0x02, 0xc3, 0x28}; /* field 3, "pool" */
+    static const unsigned char cut[] = {0x1a, 0x03, 'n', 0x00, 'x'}; /* the same field; as a C string it would be "n" */
     struct rpc_client client;
 
     rpc_client_open(&client, door.target, NULL);
@@ -77,6 +78,8 @@ static void call_nonsense(void)
                "kvpool.v1.GetSeqLensRequest", KVP_EPROTO);
     call_fails(&client, "/kvpool.v1.KvPool/GetSeqLens", bad_utf8, sizeof(bad_utf8), NULL,
                GRPC_STATUS_INVALID_ARGUMENT, "UTF-8", KVP_EPROTO);
+    call_fails(&client, "/kvpool.v1.KvPool/GetSeqLens", cut, sizeof(cut), NULL, GRPC_STATUS_INVALID_ARGUMENT, "NUL",
+               KVP_EPROTO);
     lengths_are_answered(&client);
     rpc_client_close(&client);
 }
@@ -87,7 +90,7 @@ START_TEST(an_unknown_method_and_a_malformed_message_are_answered_and_the_connec
     serve(call_nonsense);
     ck_assert_uint_eq(core.calls, 1);
     ck_assert_uint_eq(door.stats.unknown, 2);
-    ck_assert_uint_eq(door.stats.malformed, 2);
+    ck_assert_uint_eq(door.stats.malformed, 3);
     close_folder();
 }
 END_TEST
