@@ -4,10 +4,11 @@
  * A launch takes planes of up to SHAPES shapes (MLA's ckv and kpe are two), one range of blocks after the other. Three
  * kernels:
  *
- *     scale known     teams of lanes as in append.cu; a lane takes UNROLL packs of 16 elements, its head's scale is
- * read while they come scale computed  a team of 2^k lanes takes one head of one token: the packs that two rounds cover
- * stay in registers, amax goes round the team by shuffles, any further packs are read again gather          the first
- * one, the other way
+ *   - scale known: teams of lanes as in append.cu. A lane takes UNROLL packs of 16 elements; its head's scale is read
+ *     while they come.
+ *   - scale computed: a team of 2^k lanes takes one head of one token. The packs that two rounds cover stay in registers,
+ *     amax goes round the team by shuffles, any further packs are read again.
+ *   - gather: the first one, the other way.
  *
  * A pack is 16 elements where dim, pointers and strides allow 16-byte accesses, else one element.
  */
