@@ -25,6 +25,7 @@
     X(cuCtxPushCurrent)                                                                                                \
     X(cuCtxPopCurrent)                                                                                                 \
     X(cuCtxGetCurrent)                                                                                                 \
+    X(cuCtxSynchronize)                                                                                                \
     X(cuMemImportFromShareableHandle)                                                                                  \
     X(cuMemAddressReserve)                                                                                             \
     X(cuMemAddressFree)                                                                                                \
@@ -261,6 +262,7 @@ void kvp_cuda_release(struct kvp_cuda_pool *cuda, uint32_t rank, struct kvp_slab
 
     if (kvp_cuda_enter(cuda, rank) != KVP_OK)
         return;
+    DRIVER(cuCtxSynchronize); /* kernels enqueued earlier may still be in the slab */
     if (slab->legacy) {
         DRIVER(cuIpcCloseMemHandle, address);
     } else {

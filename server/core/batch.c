@@ -73,15 +73,6 @@ static enum kvp_status check_tenant(struct kvp_core *core, struct turn *turn, st
                        (unsigned long long)ID_WORD(view->id));
 }
 
-/* A job that has written its value ends as soon as its executor's answer is read. */
-static bool job_about_to_end(const struct kvp_core *core, const struct pool_state *pool, uint32_t job_slot)
-{
-    const struct job_state *job = &core->jobs[job_slot];
-    if (job->id.generation == 0 || job->sent == 0 || job->pool.slot != pool->id.slot)
-        return false;
-    return core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value});
-}
-
 static enum kvp_status check_one(struct kvp_core *core, struct turn *turn, struct pool_state *pool, const char *what,
                                  size_t i, unsigned flags, uint32_t attachment, const struct kvp_seq_view *view)
 {
@@ -95,7 +86,7 @@ static enum kvp_status check_one(struct kvp_core *core, struct turn *turn, struc
             return core_refuse(core, KVP_EINVAL, "%s[%zu]: %#llx stands twice", what, i, handle);
         core->mark[view->id.slot] = core->mark_serial;
     }
-    if (view->job != KVP_NONE && job_about_to_end(core, pool, view->job))
+    if (view->job != KVP_NONE && core_job_about_to_end(core, view->job))
         return core_wait(core, turn, WAIT_JOB, view->job);
     if ((flags & BATCH_FREE) && view->job != KVP_NONE)
         return core_refuse(core, KVP_EBUSY, "%s[%zu]: %#llx has an Append under way", what, i, handle);

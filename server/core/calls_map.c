@@ -223,8 +223,13 @@ enum kvp_status call_detach(struct kvp_core *core, struct turn *turn)
     if (awaited_by_transfers(core, pool, attachment))
         return core_refuse(core, KVP_EBUSY, "pool: a transfer out of this session is under way in \"%s\"",
                            pool->spec->name);
-    if (core_session_has_jobs(core, turn->session.id))
+    for (uint32_t i = 0; core->open_jobs != 0 && i < KVP_JOBS_MAX; i++) {
+        if (core->jobs[i].id.generation == 0 || !same_session(core->jobs[i].session, turn->session.id))
+            continue;
+        if (core_job_about_to_end(core, i))
+            return core_wait(core, turn, WAIT_JOB, i);
         return core_refuse(core, KVP_EBUSY, "pool: work of this session is under way");
+    }
     kvp_txn_begin(core->ledger);
     enum kvp_status status = kvp_detach(core->ledger, pool->id, attachment);
     if (status == KVP_EBUSY)
@@ -479,8 +484,11 @@ enum kvp_status call_unregister_buffer(struct kvp_core *core, struct turn *turn)
     TRY(core_buffer(core, turn->session.id, request->buffer, &buffer));
     for (uint32_t i = 0; core->open_jobs != 0 && i < KVP_JOBS_MAX; i++) {
         const struct job_state *job = &core->jobs[i];
-        if (job->id.generation != 0 && job->buffer == request->buffer && same_session(job->session, turn->session.id))
-            return core_refuse(core, KVP_EBUSY, "buffer: %u is in use by work under way", request->buffer);
+        if (job->id.generation == 0 || job->buffer != request->buffer || !same_session(job->session, turn->session.id))
+            continue;
+        if (core_job_about_to_end(core, i))
+            return core_wait(core, turn, WAIT_JOB, i);
+        return core_refuse(core, KVP_EBUSY, "buffer: %u is in use by work under way", request->buffer);
     }
     kvp_txn_begin(core->ledger);
     enum kvp_status status = kvp_buffer_remove(core->ledger, turn->session.id, request->buffer);

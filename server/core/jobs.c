@@ -58,6 +58,14 @@ bool core_job_sent(const struct kvp_core *core, struct kvp_job_id id)
     return job->id.generation != id.generation || job->sent != 0;
 }
 
+bool core_job_about_to_end(const struct kvp_core *core, uint32_t slot)
+{
+    const struct job_state *job = &core->jobs[slot];
+    const struct pool_state *pool = &core->pools[job->pool.slot];
+    return job->id.generation != 0 && job->sent != 0 && pool->id.generation == job->pool.generation &&
+           core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value});
+}
+
 bool core_session_has_jobs(const struct kvp_core *core, struct kvp_session_id session)
 {
     for (uint32_t i = 0; core->open_jobs != 0 && i < KVP_JOBS_MAX; i++) {

@@ -356,6 +356,9 @@ enum exec_tag {
 enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const Kvpool__V1__ExecJobRequest *request);
 /* Undo core_job_take: the transaction was not committed. */
 void core_job_forget(struct kvp_core *core, struct kvp_job_id id);
+/* Has the job in a slot written its value? It ends as soon as its executor's answer is read: who saw the value waits
+ * for that, and is not refused. */
+bool core_job_about_to_end(const struct kvp_core *core, uint32_t slot);
 /* Is it with an executor, or over? */
 bool core_job_sent(const struct kvp_core *core, struct kvp_job_id id);
 /* Hand out what can be handed out. */
