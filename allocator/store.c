@@ -47,6 +47,12 @@ static inline void store64(struct kvp_ledger *ledger, uint64_t offset, uint64_t 
     atomic_signal_fence(memory_order_seq_cst);
 }
 
+#ifdef KVPOOL_NO_UNDO_LOG /* a bench's, to tell what the log costs: nothing can be undone */
+static inline void log_old(struct kvp_ledger *ledger, uint64_t where, uint64_t old)
+{
+    (void)ledger, (void)where, (void)old;
+}
+#else
 static inline void log_old(struct kvp_ledger *ledger, uint64_t where, uint64_t old)
 {
     KVP_ASSERT(ledger->in_txn && ledger->txn_stores < KVP_TXN_STORES_MAX);
@@ -55,6 +61,7 @@ static inline void log_old(struct kvp_ledger *ledger, uint64_t where, uint64_t o
     store64(ledger, entry + offsetof(struct block_log_entry, old), old);
     store64(ledger, offsetof(struct block_header, log_count), ++ledger->txn_stores);
 }
+#endif
 
 static inline uint64_t offset_of(const struct kvp_ledger *ledger, const void *word)
 {

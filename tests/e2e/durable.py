@@ -54,8 +54,8 @@ class Durable(unittest.TestCase):
     def make_pool(self, linger_ms):
         self.run_python("import sys, kvpool\n"
                         "with kvpool.connect(sys.argv[1], connect_ms=20000) as client:\n"
-                        "    client.create_pool(kvpool.PoolSpec(name='p', pages=int(sys.argv[2]), page_size=4, kv_heads=2,\n"
-                        "                                       head_dim=8, linger_ms=int(sys.argv[3])))",
+                        "    client.create_pool(kvpool.PoolSpec(name='p', pages=int(sys.argv[2]), page_size=4,\n"
+                        "                                       kv_heads=2, head_dim=8, linger_ms=int(sys.argv[3])))",
                         self.endpoint, str(PAGES), str(linger_ms))
 
     def run_python(self, source, *arguments):
