@@ -12,8 +12,8 @@
  *   the pool's memory is lost            at once
  *   a host pool                          its pidfd fired
  *   a GPU's                              its pidfd fired, and NVML, which listed the process while it lived, lists it
- * no more in a listing asked for after that a session by lease that attached     when ReleaseQuarantine says so:
- * nothing here proves who mapped the pool
+ *                                        no more in a listing asked for after that
+ *   a session by lease that attached     when ReleaseQuarantine says so: nothing here proves who mapped the pool
  */
 #include "op.h"
 

@@ -4,7 +4,7 @@
  *   kvp_core_call ─► handler ─► KVP_OK      it has answered (core_answer)
  *                        │  └─► a status    refused: the text is in the core (core_refuse)
  *                        └────► KVP_WAIT    its op waits for one event; when that comes, the handler runs again from
- * its start, and finds in the op what it has obtained so far
+ *                                           its start, and finds in the op what it has obtained so far
  *
  * An op lives from the first wait to the answer, or until the caller is gone; then `undo` gives back what it obtained.
  */
