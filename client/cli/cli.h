@@ -64,6 +64,13 @@ struct cli {
     struct kvp_client *client;
 };
 
+/* What --session and $KVPOOL_SESSION are to a command. */
+enum cli_session {
+    CLI_SESSION_UNUSED, /* nothing: it works though the token's session is over */
+    CLI_SESSION_USED,   /* it works in that session, else in the connection's own */
+    CLI_SESSION_NEEDED, /* the same, but what it makes would end with the connection's own */
+};
+
 struct cli_command {
     const char *words;     /* "pool create" */
     const char *arguments; /* for the usage line: "POOL SEQ..." */
@@ -71,7 +78,7 @@ struct cli_command {
     const char *json;      /* the document that --json prints */
     const struct argp_option *options;
     int min_arguments, max_arguments;
-    bool own_session; /* it works in sessions of its own, whatever --session says */
+    enum cli_session session;
     bool hidden;
     int (*run)(struct cli *cli);
 };

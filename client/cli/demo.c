@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #define SECONDS_DEFAULT   10
+#define POOL_PREFIX       "demo-" /* and the pid */
 #define WATCH_MS          50
 #define POOL_BYTES_MAX    (4ull << 30)
 #define POOL_BYTES_WANTED (2ull << 30) /* enough, if the longest request fits: more would only be touched once */
@@ -128,6 +129,28 @@ static enum kvp_status create_pool(struct demo *demo, uint32_t layers, uint32_t 
     return kvp_pool_create(demo->cli->client, &spec, ret_info);
 }
 
+/*
+ * A demo that was killed leaves its pool: what is named after a process that is gone is deleted by the next demo. The
+ * daemon refuses that while anyone has it attached; then, and where pages are still to come back, it stays.
+ */
+static void delete_abandoned_pools(const struct demo *demo)
+{
+    char **names;
+    size_t n;
+
+    if (kvp_pool_list(demo->cli->client, &names, &n) != KVP_OK)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        int pid = 0, used = -1;
+
+        if (sscanf(names[i], POOL_PREFIX "%d%n", &pid, &used) != 1 || names[i][used] != 0 || pid <= 0)
+            continue;
+        if (pid == (int)getpid() || (kill(pid, 0) != 0 && errno == ESRCH))
+            kvp_pool_delete(demo->cli->client, names[i]);
+    }
+    free(names);
+}
+
 /* As many layers as leave room for twice the longest request and more; as many pages as the budget holds. */
 static enum kvp_status size_pool(struct demo *demo, struct kvp_pool_info **ret_info)
 {
@@ -137,7 +160,7 @@ static enum kvp_status size_pool(struct demo *demo, struct kvp_pool_info **ret_i
 
     if (tokens < POOL_TOKENS_MIN)
         tokens = POOL_TOKENS_MIN;
-    snprintf(demo->board->pool, sizeof(demo->board->pool), "demo-%d", (int)getpid());
+    snprintf(demo->board->pool, sizeof(demo->board->pool), POOL_PREFIX "%d", (int)getpid());
     for (uint32_t layers = DEMO_LAYERS_MAX; layers > 0 && status == KVP_ENOMEM;) {
         uint64_t page_bytes = (uint64_t)layers * 2 * DEMO_PAGE_TOKENS * DEMO_ROW_BYTES;
         uint64_t pages = budget / page_bytes;
@@ -445,6 +468,20 @@ static void percentiles(const struct demo *demo, double *ret_p50, double *ret_p9
     free(all);
 }
 
+/* @return whether a worker never came to serve; the worker itself said on stderr why */
+static bool never_served(const struct demo *demo)
+{
+    bool none = false;
+
+    for (int i = 0; i < DEMO_WORKERS; i++) {
+        if (atomic_load(&demo->board->workers[i].ready) != 0)
+            continue;
+        fprintf(stderr, "kvpool: demo: worker %d did not attach pool %s: nothing was measured\n", i, demo->board->pool);
+        none = true;
+    }
+    return none;
+}
+
 static int report(const struct demo *demo)
 {
     uint64_t rate = demo->elapsed_s > 0 ? (uint64_t)((double)SUM(demo, bytes) / demo->elapsed_s) : 0;
@@ -538,6 +575,8 @@ static int run_in_pool(struct demo *demo)
     }
     good = watch(demo) && good;
     good = count_leaks(demo) && good;
+    if (!interrupted && never_served(demo))
+        return 1;
     return report(demo) || !good;
 }
 
@@ -553,6 +592,7 @@ static int run_demo(struct cli *cli)
     if (!make_board(&demo) || !read_trace(&demo))
         return 1;
     demo.board->inject_fault = cli_value(cli, CLI_INJECT_FAULT) != NULL ? DEMO_FAULT_INJECT : DEMO_FAULT_NONE;
+    delete_abandoned_pools(&demo);
     if (size_pool(&demo, &info) != KVP_OK)
         goto unmap_board;
     demo.pages = info->spec.layout.pages;
@@ -588,7 +628,6 @@ const struct cli_command cli_demo_commands[] = {
      .json = "requests, tokens, peak_pages, append_bytes_per_s, advance_p50_us, advance_p99_us, corrupt_bytes, "
              "leaked_pages. The exit status is 1 when one of the last two is not 0, or a worker failed.",
      .options = demo_options,
-     .own_session = true,
      .run = run_demo},
     {.words = "demo-worker",
      .arguments = "INDEX BOARD-FD PEER-FD",
@@ -596,7 +635,6 @@ const struct cli_command cli_demo_commands[] = {
      .options = worker_options,
      .min_arguments = 3,
      .max_arguments = 3,
-     .own_session = true,
      .hidden = true,
      .run = demo_worker_run},
     {0}};

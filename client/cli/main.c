@@ -19,7 +19,7 @@ static const struct cli_command *const groups[] = {cli_status_commands, cli_pool
 static const struct argp_option common_options[] = {
     {"endpoint", 'e', "PATH", 0, "Session socket of the daemon; else $KVPOOL_ENDPOINT, else " KVP_ENDPOINT_DEFAULT, 0},
     {"json", CLI_JSON, NULL, 0, "Print one JSON document", 0},
-    {"session", CLI_SESSION, "TOKEN", 0, "Session by lease to work in; else $KVPOOL_SESSION", 0},
+    {"session", CLI_SESSION, "TOKEN", 0, "Session by lease that sequences belong to; else $KVPOOL_SESSION", 0},
     {"wait", CLI_WAIT, "SECONDS", 0, "Wait for the daemon for so long; else it must be there", 0},
     {0}};
 
@@ -88,6 +88,28 @@ static void put_words(FILE *to, const char *text, size_t column)
     fputc('\n', to);
 }
 
+/* Those whose first word is `group`; NULL: all. @return how many */
+static unsigned put_commands(FILE *to, const char *group)
+{
+    unsigned n = 0;
+
+    for (size_t g = 0; g < GROUPS; g++) {
+        for (const struct cli_command *c = groups[g]; c->words != NULL; c++) {
+            char usage[128];
+
+            if (c->hidden)
+                continue;
+            if (group != NULL && (strncmp(c->words, group, strlen(group)) != 0 || c->words[strlen(group)] != ' '))
+                continue;
+            if (n++ == 0)
+                fputs("Commands:\n", to);
+            snprintf(usage, sizeof(usage), "%s %s", c->words, c->arguments);
+            put_words(to, c->help, (size_t)fprintf(to, "  %-*s", LIST_INDENT - 2, usage));
+        }
+    }
+    return n;
+}
+
 static char *list_commands(int key, const char *text, void *input)
 {
     char *list = NULL;
@@ -100,17 +122,7 @@ static char *list_commands(int key, const char *text, void *input)
     to = open_memstream(&list, &bytes);
     if (to == NULL)
         return NULL;
-    fputs("Commands:\n", to);
-    for (size_t g = 0; g < GROUPS; g++) {
-        for (const struct cli_command *c = groups[g]; c->words != NULL; c++) {
-            char usage[128];
-
-            if (c->hidden)
-                continue;
-            snprintf(usage, sizeof(usage), "%s %s", c->words, c->arguments);
-            put_words(to, c->help, (size_t)fprintf(to, "  %-*s", LIST_INDENT - 2, usage));
-        }
-    }
+    put_commands(to, NULL);
     return fclose(to) == 0 ? list : NULL;
 }
 
@@ -191,6 +203,22 @@ void cli_say_how_to_start(void)
           stderr);
 }
 
+/* Of an empty token nothing else can be meant than that there is none. @return false: said on stderr */
+static bool choose_session(struct cli *cli)
+{
+    const char **token = &cli->values[CLI_SESSION - CLI_KEY_FIRST];
+
+    if (*token == NULL)
+        *token = getenv("KVPOOL_SESSION");
+    if (*token != NULL && (*token)[0] == 0)
+        *token = NULL;
+    if (cli->command->session != CLI_SESSION_NEEDED || *token != NULL)
+        return true;
+    cli_usage(cli, "a session is wanted, which keeps sequences from one command to the next:\n"
+                   "        export KVPOOL_SESSION=$(kvpool session open)");
+    return false;
+}
+
 static int connect_and_run(struct cli *cli)
 {
     struct kvp_connect_options options = {0};
@@ -198,22 +226,37 @@ static int connect_and_run(struct cli *cli)
     uint64_t wait_s;
     int result;
 
-    if (cli_value(cli, CLI_SESSION) == NULL)
-        cli->values[CLI_SESSION - CLI_KEY_FIRST] = getenv("KVPOOL_SESSION");
-    if (!cli_number(cli, CLI_WAIT, 0, 0, 86400, &wait_s))
+    if (!cli_number(cli, CLI_WAIT, 0, 0, 86400, &wait_s) || !choose_session(cli))
         return 2;
     options.connect_ms = (uint32_t)(wait_s * 1000);
-    options.session = cli->command->own_session ? NULL : cli_value(cli, CLI_SESSION);
+    options.session = cli->command->session != CLI_SESSION_UNUSED ? cli_value(cli, CLI_SESSION) : NULL;
     status = kvp_connect(cli->endpoint, &options, &cli->client);
     if (status != KVP_OK) {
         cli_failed("connecting", status);
         if (status == KVP_EDISCONNECTED)
             cli_say_how_to_start();
+        if (status == KVP_ESESSION)
+            fputs("kvpool: the token of --session or $KVPOOL_SESSION is good no more; another:\n"
+                  "        export KVPOOL_SESSION=$(kvpool session open)\n",
+                  stderr);
         return 1;
     }
     result = cli->command->run(cli);
     kvp_disconnect(cli->client);
     return result;
+}
+
+/* Words that are no command: those of its group are listed, if there is one. @return the exit status */
+static int no_command(int argc, char **argv, int at)
+{
+    const char *group = argv[at], *next = at + 1 < argc ? argv[at + 1] : NULL;
+
+    if (next != NULL && (strcmp(next, "--help") == 0 || strcmp(next, "-?") == 0) && put_commands(stdout, group) > 0)
+        return 0;
+    fprintf(stderr, "kvpool: `%s%s%s' is no command\n", group, next != NULL ? " " : "", next != NULL ? next : "");
+    put_commands(stderr, group);
+    fputs("Try `kvpool --help'.\n", stderr);
+    return 2;
 }
 
 int main(int argc, char **argv)
@@ -231,11 +274,8 @@ int main(int argc, char **argv)
     argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &cli);
     at = cli.n_arguments;
     cli.command = find_command(argc, argv, at, &words);
-    if (cli.command == NULL) {
-        fprintf(stderr, "kvpool: `%s%s%s' is no command\nTry `kvpool --help'.\n", argv[at], at + 1 < argc ? " " : "",
-                at + 1 < argc ? argv[at + 1] : "");
-        return 2;
-    }
+    if (cli.command == NULL)
+        return no_command(argc, argv, at);
     parse_options(&cli, argc - at - words + 1, argv + at + words - 1);
     return connect_and_run(&cli);
 }

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define REAL_DIGITS 6 /* of measured times: what a double has beyond them is noise */
+
 int cli_failed(const char *what, enum kvp_status status)
 {
     const char *text = kvp_error_text();
@@ -32,8 +34,9 @@ int cli_usage(const struct cli *cli, const char *format, ...)
 
 int cli_print_json(json_t *document)
 {
-    int failed = document == NULL || json_dumpf(document, stdout, JSON_INDENT(2)) != 0 || putchar('\n') == EOF ||
-                 fflush(stdout) != 0;
+    int failed = document == NULL ||
+                 json_dumpf(document, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(REAL_DIGITS)) != 0 ||
+                 putchar('\n') == EOF || fflush(stdout) != 0;
 
     if (failed)
         fprintf(stderr, "kvpool: the document can not be printed: %s\n",

@@ -101,6 +101,10 @@ static bool make_planes(const struct cli *cli, struct made_spec *made)
         !cli_number(cli, CLI_HEAD_DIM, 128, 1, KVP_DIM_MAX, &dim) ||
         !parse_word(cli, dtypes, CLI_DTYPE, KVP_DTYPE_F16, &dtype))
         return false;
+    if (mla != NULL && (cli_value(cli, CLI_KV_HEADS) != NULL || cli_value(cli, CLI_HEAD_DIM) != NULL)) {
+        cli_usage(cli, "--mla has one head of each width: --kv-heads and --head-dim are of K and V");
+        return false;
+    }
     if (mla != NULL && (sscanf(mla, "%6u,%6u%n", &ckv, &kpe, &used) != 2 || used < 0 || mla[used] != 0)) {
         cli_usage(cli, "--mla is `%s': two widths are wanted, as 512,64", mla);
         return false;

@@ -25,14 +25,6 @@ static int attach(struct cli *cli, struct kvp_pool **ret_pool)
     return status == KVP_OK ? 0 : cli_failed("attaching the pool", status);
 }
 
-/* A sequence would end with the command that made it, if the session were the connection's own. */
-static int attach_in_session(struct cli *cli, struct kvp_pool **ret_pool)
-{
-    if (cli_value(cli, CLI_SESSION) == NULL)
-        return cli_usage(cli, "a session is wanted: --session or $KVPOOL_SESSION, from `kvpool session open'");
-    return attach(cli, ret_pool);
-}
-
 /* On a GPU, pages are given up behind a timeline value. No work of this process can be on it, so that it is reached. */
 static enum kvp_status point_passed(struct kvp_pool *pool, struct kvp_point *ret_point)
 {
@@ -94,7 +86,7 @@ static int run_open(struct cli *cli)
     for (uint32_t i = 0; i < n; i++)
         if (!cli_parse_number(cli, "a key", cli->arguments[i + 1], 0, UINT64_MAX, &keys[i]))
             return 2;
-    result = attach_in_session(cli, &pool);
+    result = attach(cli, &pool);
     if (result != 0)
         return result;
     status = kvp_seq_open(pool, n, keys, cli_value(cli, CLI_DURABLE) != NULL ? KVP_DURABLE : 0, seqs);
@@ -141,7 +133,7 @@ static int run_advance(struct cli *cli)
     if (!cli_parse_seq(cli, cli->arguments[1], &seq) ||
         !cli_parse_number(cli, "TOKENS", cli->arguments[2], 0, KVP_SEQUENCE_TOKENS_MAX, &tokens))
         return 2;
-    result = attach_in_session(cli, &pool);
+    result = attach(cli, &pool);
     if (result != 0)
         return result;
     reserved = (uint32_t)tokens;
@@ -174,6 +166,7 @@ static unsigned char *read_bytes(const struct cli *cli, size_t bytes)
     unsigned char *memory = calloc(1, bytes + 1);
     size_t got;
     FILE *file;
+    int error;
 
     if (memory == NULL)
         cli_failed("reading the bytes", KVP_ENOMEM);
@@ -186,8 +179,14 @@ static unsigned char *read_bytes(const struct cli *cli, size_t bytes)
         return NULL;
     }
     got = fread(memory, 1, bytes + 1, file);
+    error = ferror(file) ? errno : 0;
     if (file != stdin)
         fclose(file);
+    if (error != 0) {
+        fprintf(stderr, "kvpool: reading %s: %s\n", name, error == EISDIR ? "it is a folder" : strerror(error));
+        free(memory);
+        return NULL;
+    }
     if (got != bytes) {
         fprintf(stderr, "kvpool: %s has %s than the %zu bytes of these tokens\n", name, got < bytes ? "less" : "more",
                 bytes);
@@ -244,7 +243,7 @@ static int run_append(struct cli *cli)
         !cli_number(cli, CLI_TOKENS, 1, 1, KVP_CALL_TOKENS_MAX, &tokens) ||
         !cli_number(cli, CLI_AT, 0, 0, KVP_SEQUENCE_TOKENS_MAX, &at))
         return 2;
-    result = attach_in_session(cli, &pool);
+    result = attach(cli, &pool);
     if (result != 0)
         return result;
     length = (uint32_t)at;
@@ -274,7 +273,7 @@ static int run_fork(struct cli *cli)
         !cli_parse_number(cli, "a key", cli->arguments[2], 0, UINT64_MAX, &key) ||
         !cli_number(cli, CLI_TOKENS, 0, 0, KVP_SEQUENCE_TOKENS_MAX, &tokens))
         return 2;
-    result = attach_in_session(cli, &pool);
+    result = attach(cli, &pool);
     if (result != 0)
         return result;
     tokens32 = (uint32_t)tokens;
@@ -303,7 +302,7 @@ static int run_close(struct cli *cli)
 
     if (!parse_seqs(cli, seqs, &n))
         return 2;
-    result = attach_in_session(cli, &pool);
+    result = attach(cli, &pool);
     if (result != 0)
         return result;
     status = point_passed(pool, &after[0]);
@@ -505,7 +504,10 @@ static int run_page_table(struct cli *cli)
                                      int_array(indices, (size_t)indptr[n]), "kv_last_page_len", int_array(last, n)));
     } else {
         for (uint32_t i = 0; i < n; i++) {
-            printf("%s: %d tokens in the last of", cli->arguments[i + 1], last[i]);
+            if (indptr[i] == indptr[i + 1])
+                printf("%s: no pages", cli->arguments[i + 1]);
+            else
+                printf("%s: %d tokens in the last of", cli->arguments[i + 1], last[i]);
             for (int32_t k = indptr[i]; k < indptr[i + 1]; k++)
                 printf(" %d", indices[k]);
             putchar('\n');
@@ -526,6 +528,7 @@ const struct cli_command cli_sequence_commands[] = {
      .options = open_options,
      .min_arguments = 2,
      .max_arguments = MANY,
+     .session = CLI_SESSION_NEEDED,
      .run = run_open},
     {.words = "seq advance",
      .arguments = "POOL SEQ TOKENS",
@@ -534,6 +537,7 @@ const struct cli_command cli_sequence_commands[] = {
      .options = advance_options,
      .min_arguments = 3,
      .max_arguments = 3,
+     .session = CLI_SESSION_NEEDED,
      .run = run_advance},
     {.words = "seq append",
      .arguments = "POOL SEQ",
@@ -542,6 +546,7 @@ const struct cli_command cli_sequence_commands[] = {
      .options = append_options,
      .min_arguments = 2,
      .max_arguments = 2,
+     .session = CLI_SESSION_NEEDED,
      .run = run_append},
     {.words = "seq fork",
      .arguments = "POOL SEQ KEY",
@@ -550,6 +555,7 @@ const struct cli_command cli_sequence_commands[] = {
      .options = fork_options,
      .min_arguments = 3,
      .max_arguments = 3,
+     .session = CLI_SESSION_NEEDED,
      .run = run_fork},
     {.words = "seq close",
      .arguments = "POOL SEQ...",
@@ -557,6 +563,7 @@ const struct cli_command cli_sequence_commands[] = {
      .json = "closed.",
      .min_arguments = 2,
      .max_arguments = MANY,
+     .session = CLI_SESSION_NEEDED,
      .run = run_close},
     {.words = "seq list",
      .arguments = "POOL",
@@ -565,6 +572,7 @@ const struct cli_command cli_sequence_commands[] = {
      .options = list_options,
      .min_arguments = 1,
      .max_arguments = 1,
+     .session = CLI_SESSION_USED,
      .run = run_list},
     {.words = "seq show",
      .arguments = "POOL SEQ",
@@ -572,6 +580,7 @@ const struct cli_command cli_sequence_commands[] = {
      .json = ENTRY_KEYS ", pages[].",
      .min_arguments = 2,
      .max_arguments = 2,
+     .session = CLI_SESSION_USED,
      .run = run_show},
     {.words = "seqlens",
      .arguments = "POOL SEQ...",
@@ -579,6 +588,7 @@ const struct cli_command cli_sequence_commands[] = {
      .json = "lengths[].",
      .min_arguments = 2,
      .max_arguments = MANY,
+     .session = CLI_SESSION_USED,
      .run = run_seqlens},
     {.words = "page-table",
      .arguments = "POOL SEQ...",
@@ -586,5 +596,6 @@ const struct cli_command cli_sequence_commands[] = {
      .json = "kv_indptr[], kv_indices[], kv_last_page_len[].",
      .min_arguments = 2,
      .max_arguments = MANY,
+     .session = CLI_SESSION_USED,
      .run = run_page_table},
     {0}};

@@ -3,15 +3,37 @@
  */
 #include "cli.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const struct argp_option open_options[] = {
-    {"lease-ms", CLI_LEASE_MS, "MS", 0, "The session ends unless a command uses it within (the daemon's default)", 0},
+    {"lease-ms", CLI_LEASE_MS, "MS", 0, "The session ends unless a command works in it within; 0: the daemon's default",
+     0},
     {"name", CLI_NAME, "NAME", 0, "For operators: shown by status", 0},
     {"resume", CLI_RESUME, "SECRET", 0, "Claim the durable sequences of the dead session that printed this secret", 0},
     {0}};
+
+/* @param ret_lease_ms  0: the daemon's default */
+static bool parse_lease(const struct cli *cli, uint64_t *ret_lease_ms)
+{
+    const char *text = cli_value(cli, CLI_LEASE_MS);
+    char *end;
+
+    *ret_lease_ms = 0;
+    if (text == NULL || strcmp(text, "0") == 0)
+        return true;
+    errno = 0;
+    *ret_lease_ms = strtoull(text, &end, 10);
+    if (text[0] >= '0' && text[0] <= '9' && *end == 0 && errno == 0 && *ret_lease_ms >= KVP_LEASE_MS_MIN &&
+        *ret_lease_ms <= KVP_LEASE_MS_MAX)
+        return true;
+    cli_usage(cli, "--lease-ms is `%s': 0 (the daemon's default) or %d..%d is wanted", text, KVP_LEASE_MS_MIN,
+              KVP_LEASE_MS_MAX);
+    return false;
+}
 
 /* Hexadecimal, as session open prints it. */
 static bool parse_secret(const struct cli *cli, uint8_t *secret, size_t room, size_t *ret_bytes)
@@ -46,8 +68,7 @@ static int run_open(struct cli *cli)
     uint64_t lease_ms;
     size_t bytes;
 
-    if (!cli_number(cli, CLI_LEASE_MS, 0, 0, KVP_LEASE_MS_MAX, &lease_ms) ||
-        !parse_secret(cli, secret, sizeof(secret), &bytes))
+    if (!parse_lease(cli, &lease_ms) || !parse_secret(cli, secret, sizeof(secret), &bytes))
         return 2;
     status = kvp_session_open(cli->client, (uint32_t)lease_ms, cli_value(cli, CLI_NAME), secret, bytes, &info);
     if (status != KVP_OK)
@@ -67,7 +88,7 @@ static int run_close(struct cli *cli)
     const char *token = cli->n_arguments > 0 ? cli->arguments[0] : cli_value(cli, CLI_SESSION);
     enum kvp_status status;
 
-    if (token == NULL)
+    if (token == NULL || token[0] == 0)
         return cli_usage(cli, "a token is wanted: as argument, by --session or in $KVPOOL_SESSION");
     status = kvp_session_close(cli->client, token);
     if (status != KVP_OK)

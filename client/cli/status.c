@@ -1,11 +1,12 @@
 /**
- * kvpool status, kvpool audit: what an operator asks first.
+ * kvpool status, audit, quarantine release: what an operator asks first, and what only an operator can say.
  */
 #include "cli.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 /* ---- status ------------------------------------------------------------------------------------------------------ */
@@ -95,9 +96,9 @@ static void print_status(const struct kvp_stats *stats)
     for (uint32_t i = 0; i < stats->n_sessions; i++) {
         const struct kvp_session_stats *session = &stats->sessions[i];
 
-        printf("  %-16" PRIx64 " pid %u, uid %u, %u sequences%s%s %s\n", session->session_id, session->pid,
+        printf("  %-16" PRIx64 " pid %u, uid %u, %u sequences%s%s%s%s\n", session->session_id, session->pid,
                session->uid, session->sequences, session->lease ? ", by lease" : "", session->ending ? ", ending" : "",
-               session->name);
+               session->name[0] != 0 ? ", name " : "", session->name);
     }
     printf("executors: %u\n", stats->n_executors);
     for (uint32_t i = 0; i < stats->n_executors; i++)
@@ -153,20 +154,56 @@ static int run_audit(struct cli *cli)
     return count != 0 ? 1 : result;
 }
 
+/* ---- quarantine release ------------------------------------------------------------------------------------------ */
+
+/* As status prints it. */
+static bool parse_session_id(const struct cli *cli, const char *text, uint64_t *ret_session_id)
+{
+    int used = -1;
+
+    if (strspn(text, "0123456789abcdefABCDEF") == strlen(text) && strlen(text) <= 16 &&
+        sscanf(text, "%16" SCNx64 "%n", ret_session_id, &used) == 1 && text[used] == 0 && *ret_session_id != 0)
+        return true;
+    cli_usage(cli, "`%s' is no session: its id in hexadecimal is wanted, as `kvpool status' prints it", text);
+    return false;
+}
+
+static int run_release(struct cli *cli)
+{
+    uint64_t session_id = 0, pages;
+    enum kvp_status status;
+
+    if (cli->n_arguments > 1 && !parse_session_id(cli, cli->arguments[1], &session_id))
+        return 2;
+    status = kvp_release_quarantine(cli->client, cli->arguments[0], session_id, &pages);
+    if (status != KVP_OK)
+        return cli_failed("releasing from quarantine", status);
+    if (cli_json(cli))
+        return cli_print_json(json_pack("{s:s, s:I}", "pool", cli->arguments[0], "released_pages", (json_int_t)pages));
+    printf("%" PRIu64 " pages released\n", pages);
+    return 0;
+}
+
 const struct cli_command cli_status_commands[] = {
     {.words = "status",
      .arguments = "",
      .help = "Show the daemon, its pools, sessions and executors.",
-     .json =
-         "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, "
-         "last_pause_unix_ms, pools[name, backend, state, pages, free_pages, page_bytes, sequences, "
-         "retiring_sequences, quarantined_pages, "
-         "attachments], sessions[session_id, name, pid, uid, lease, lease_left_ms, ending, sequences, attachments], "
-         "executors[device, backend, pid, jobs, jobs_done, starts].",
+     .json = "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, "
+             "last_pause_unix_ms, pools[name, backend, state, pages, free_pages, page_bytes, sequences, "
+             "retiring_sequences, quarantined_pages, attachments], sessions[session_id, name, pid, uid, lease, "
+             "lease_left_ms, ending, sequences, attachments], "
+             "executors[device, backend, pid, jobs, jobs_done, starts].",
      .run = run_status},
     {.words = "audit",
      .arguments = "",
      .help = "Walk the whole ledger and name each violation; exits 0 when it is clean, else 1.",
      .json = "clean, count, violations[].",
      .run = run_audit},
+    {.words = "quarantine release",
+     .arguments = "POOL [SESSION_ID]",
+     .help = "Give back the pages of dead sessions (or of one): your word that their GPU work is over.",
+     .json = "pool, released_pages.",
+     .min_arguments = 1,
+     .max_arguments = 2,
+     .run = run_release},
     {0}};

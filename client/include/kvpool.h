@@ -4,8 +4,11 @@
  * A process connects to kvpoold, makes or finds a pool, attaches it (its pages are then mapped here), opens sequences,
  * reserves room for tokens, and writes and reads pages in place:
  *
- *     kvp_connect ─► kvp_pool_create ─► kvp_attach ─► kvp_seq_open ─► kvp_advance ─► kvp_step ─► kvp_append ─►
- * kvp_progress kvp_client                        kvp_pool                       room          indices     bytes length
+ *     kvp_connect ─► kvp_pool_create ─► kvp_attach ─► kvp_seq_open ─► kvp_advance
+ *     kvp_client     the pool's name    kvp_pool      kvp_seq         room for tokens
+ *                                                                         │
+ *                       kvp_progress ◄─ kvp_append ◄─ kvp_step_begin ◄────┘
+ *                       lengths         bytes         indices
  *
  * By call, one round trip each: everything that changes what the daemon knows (kvp_seq_open, kvp_advance, kvp_fork, …).
  * Without a call: lengths, page ids and timelines, read in memory that the daemon publishes; and the kernels, which run

@@ -3,8 +3,8 @@
  *
  *   kvp_client  connection, session, the calls under way (rpc.c, connection.c)
  *      │
- *      └─ kvp_pool  one attachment: mappings, layout, own `reserved` of each slot (attach.c, table.c, step.c,
- * timeline.c)
+ *      └─ kvp_pool  one attachment: mappings, layout, own `reserved` of each slot
+ *                   (attach.c, table.c, step.c, timeline.c)
  *
  * Locks: client->lock guards the connection, the list of calls and the list of pools. It is not held while a thread
  * waits on the socket: one waiting thread at a time is the reader, and hands every reply to the call with its tag.

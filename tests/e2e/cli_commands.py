@@ -1,4 +1,7 @@
 """Every command of kvpool, with right and with wrong input, against a daemon of its own."""
+import ctypes
+import os
+import pathlib
 import unittest
 
 import cli_house
@@ -12,7 +15,7 @@ class Program(cli_house.Case):
         text = self.run_cli("--help").stdout
         for command in ("status", "audit", "pool create", "pool list", "pool show", "pool delete", "session open",
                         "session close", "seq open", "seq advance", "seq append", "seq fork", "seq close", "seq list",
-                        "seq show", "seqlens", "page-table", "demo"):
+                        "seq show", "seqlens", "page-table", "quarantine release", "demo"):
             self.assertIn(f"  {command} ", text)
         self.assertNotIn("demo-worker", text)
 
@@ -32,6 +35,16 @@ class Program(cli_house.Case):
         self.misused("status", "extra", text="extra")
         self.misused("status", "--pages", "3", text="--pages")
         self.misused("pool", "show", text="NAME")
+
+    def test_a_group_without_a_command_lists_its_commands(self):
+        done = self.misused("pool", text="`pool' is no command")
+        for command in ("create NAME", "list", "show NAME", "delete NAME"):
+            self.assertIn(f"  pool {command} ", done.stderr)
+        self.assertNotIn("  seq ", done.stderr)
+        self.misused("session", "shut", text="  session close ")
+        self.assertIn("  seq fork ", self.run_cli("seq", "--help").stdout)
+        self.assertNotIn("Commands:", self.misused("fly", "--help", text="no command").stderr)
+        self.assertNotIn("Commands:", self.misused("poo", text="no command").stderr)
 
     def test_without_a_daemon_it_says_how_to_start_one(self):
         nowhere = self.daemon.folder / "nowhere.sock"
@@ -102,7 +115,9 @@ class Pools(cli_house.Case):
         self.misused("pool", "create", "x", "--pages", "0", text="--pages")
         self.misused("pool", "create", "x", *SMALL, "--dtype", "int4", text="none of fp32, fp16")
         self.misused("pool", "create", "x", *SMALL, "--order", "dhn", text="none of nhd, hnd")
-        self.misused("pool", "create", "x", *SMALL, "--mla", "512", text="two widths")
+        self.misused("pool", "create", "x", "--pages", "4", "--mla", "512", text="two widths")
+        self.misused("pool", "create", "x", "--pages", "4", "--mla", "512,64", "--kv-heads", "1", text="--kv-heads")
+        self.misused("pool", "create", "x", "--pages", "4", "--mla", "512,64", "--head-dim", "64", text="--head-dim")
         self.fails("KVP_EINVAL", "pool", "create", "", *SMALL)
         self.fails("KVP_EINVAL", "pool", "create", "x" * 64, *SMALL)
         self.fails("KVP_EINVAL", "pool", "create", "x", *SMALL, "--reserved-pages", "32")
@@ -126,18 +141,52 @@ class Sessions(cli_house.Case):
         known = {s["session_id"]: s for s in self.json_of("status")["sessions"]}
         self.assertEqual(known[opened["session_id"]]["name"], "tests")
         self.assertTrue(known[opened["session_id"]]["lease"])
-        self.run_cli("--session", opened["session"], "status")
+        self.assertIn("by lease, name tests\n", self.run_cli("status").stdout)
+        self.run_cli("pool", "create", "kept", *SMALL)
+        self.run_cli("--session", opened["session"], "seq", "open", "kept", "1")
         self.run_cli("session", "close", opened["session"])
-        self.fails("KVP_ESESSION", "--session", opened["session"], "status")
+        self.fails("KVP_ESESSION", "--session", opened["session"], "seq", "open", "kept", "1",
+                   text="export KVPOOL_SESSION=$(kvpool session open)")
         self.fails("KVP_ESESSION", "session", "close", opened["session"])
+        self.run_cli("pool", "delete", "kept")
+
+    def test_a_token_that_ended_stops_only_what_works_in_its_session(self):
+        over = self.run_cli("session", "open").stdout.strip()
+        self.run_cli("session", "close", session=over)
+        for words in (("status",), ("audit",), ("pool", "create", "a", *SMALL), ("pool", "list"), ("pool", "show", "a"),
+                      ("quarantine", "release", "a")):
+            self.run_cli(*words, session=over)
+            self.run_cli("--session", over, *words)
+        for words in (("seq", "open", "a", "1"), ("seq", "list", "a"), ("seqlens", "a", "0.1"), ("session", "close")):
+            self.fails("KVP_ESESSION", *words, session=over)
+        again = self.run_cli("session", "open", session=over).stdout.strip()
+        self.run_cli("session", "close", again, session=over)
+        self.run_cli("pool", "delete", "a", session=over)
+
+    def test_an_empty_token_is_none(self):
+        self.run_cli("pool", "create", "a", *SMALL)
+        for words in (("open", "a", "4"), ("advance", "a", "0.1", "4"), ("append", "a", "0.1"),
+                      ("fork", "a", "0.1", "2"), ("close", "a", "0.1")):
+            for more in ({"session": ""}, {}):
+                self.misused("seq", *words, text="export KVPOOL_SESSION=$(kvpool session open)", **more)
+        self.misused("--session", "", "seq", "open", "a", "4", text="a session is wanted")
+        self.misused("session", "close", session="", text="a token is wanted")
+        self.misused("session", "close", "", text="a token is wanted")
+        self.assertEqual(self.json_of("seq", "list", "a", session=""), {"sequences": []})
+        self.run_cli("pool", "delete", "a")
 
     def test_wrong_tokens_and_secrets_are_refused(self):
         self.misused("session", "close", text="a token is wanted")
-        self.fails("KVP_ESESSION", "status", session="00000000000000000000000000000000")
+        self.fails("KVP_ESESSION", "seq", "list", "p", session="00000000000000000000000000000000")
         self.misused("session", "open", "--resume", "xyz", text="--resume")
         self.fails("KVP_ENOENT", "session", "open", "--resume", 32 * "0")
         self.misused("session", "open", "--lease-ms", "-1", text="--lease-ms")
-        self.fails("KVP_EINVAL", "session", "open", "--lease-ms", "1")
+        for wrong in ("1", "99", "86400001", "-1", ""):
+            self.misused("session", "open", "--lease-ms", wrong,
+                         text=f"--lease-ms is `{wrong}': 0 (the daemon's default) or 100..86400000 is wanted")
+        opened = self.json_of("session", "open", "--lease-ms", "0")
+        self.assertEqual(opened["lease_ms"], 30000)
+        self.run_cli("session", "close", opened["session"])
 
 
 class Sequences(cli_house.Case):
@@ -186,6 +235,8 @@ class Sequences(cli_house.Case):
                             stdin=data)
         self.assertIn("has less than", done.stderr)
         self.run_cli("seq", "append", "p", one, "--file", "/nowhere/at/all", code=1, session=self.session)
+        done = self.run_cli("seq", "append", "p", one, "--file", str(self.daemon.folder), code=1, session=self.session)
+        self.assertIn(f"reading {self.daemon.folder}: it is a folder", done.stderr)
         self.assertEqual(self.json_of("seqlens", "p", one)["lengths"], [2])
 
     def test_a_fork_shares_full_pages_and_owes_a_copy_of_the_rest(self):
@@ -200,6 +251,21 @@ class Sequences(cli_house.Case):
         self.assertEqual(whole["copies"], [])
         self.fails("KVP_EEXIST", "seq", "fork", "p", one, "3", session=self.session)
         self.fails("KVP_EINVAL", "seq", "fork", "p", one, "4", "--tokens", "7", session=self.session)
+
+    def test_a_fork_prints_its_handle_alone(self):
+        one, = self.open("1")
+        self.run_cli("seq", "append", "p", one, "--tokens", "6", session=self.session)
+        done = self.run_cli("seq", "fork", "p", one, "2", session=self.session)
+        self.assertEqual(self.run_cli("seqlens", "p", done.stdout.strip()).stdout, "6\n")
+        self.assertRegex(done.stdout, r"^\d+\.\d+\n$")
+        self.assertRegex(done.stderr, r"^owed: the first 2 tokens of page \d+ to page \d+\n$")
+
+    def test_an_empty_sequence_has_no_pages_in_its_page_table(self):
+        one, two = self.open("1", "2")
+        self.run_cli("seq", "append", "p", two, session=self.session)
+        page, = self.json_of("seq", "show", "p", two)["pages"]
+        self.assertEqual(self.run_cli("page-table", "p", one, two).stdout,
+                         f"{one}: no pages\n{two}: 1 tokens in the last of {page}\n")
 
     def test_a_session_that_is_closed_gives_its_pages_back_at_once(self):
         other = self.run_cli("session", "open").stdout.strip()
@@ -254,6 +320,62 @@ class Sequences(cli_house.Case):
         self.assertEqual(listed(), {one, theirs})
         self.run_cli("seq", "close", "p", theirs, session=other)
         self.run_cli("session", "close", session=other)
+
+
+class ConnectOptions(ctypes.Structure):
+    """struct kvp_connect_options"""
+    _fields_ = [("connect_ms", ctypes.c_uint32), ("reconnect_ms", ctypes.c_uint32), ("call_ms", ctypes.c_uint32),
+                ("session", ctypes.c_char_p)]
+
+
+class Quarantine(cli_house.Case):
+    def setUp(self):
+        self.run_cli("pool", "create", "q", *SMALL, "--page-tokens", "4")
+
+    def tearDown(self):
+        self.run_cli("pool", "delete", "q")
+        self.assert_clean()
+
+    def map_pool(self, token):
+        """Attach it with its slab in a session by lease: nothing proves then that no one writes any more."""
+        path = pathlib.Path(os.environ["KVPOOL_BIN_DIR"]).parent / "lib" / "libkvpool.so.0"
+        if any(name in path.read_bytes() for name in (b"__asan_init", b"__tsan_init")):
+            self.skipTest("a library with a sanitizer does not load into Python")
+        library = ctypes.CDLL(str(path))
+        client, pool = ctypes.c_void_p(), ctypes.c_void_p()
+        options = ConnectOptions(session=token.encode())
+        endpoint = str(self.daemon.session_socket).encode()
+        self.assertEqual(library.kvp_connect(endpoint, ctypes.byref(options), ctypes.byref(client)), 0)
+        self.assertEqual(library.kvp_attach(client, b"q", None, ctypes.byref(pool)), 0)
+        library.kvp_disconnect(client)
+
+    def test_what_a_session_left_mapped_is_released_by_its_id(self):
+        opened = self.json_of("session", "open")
+        token, session_id = opened["session"], opened["session_id"]
+        self.map_pool(token)
+        one = self.run_cli("seq", "open", "q", "1", session=token).stdout.strip()
+        self.run_cli("seq", "append", "q", one, "--tokens", "6", session=token)
+        self.assertEqual(self.json_of("quarantine", "release", "q", session_id)["released_pages"], 0, "it lives")
+        self.run_cli("session", "close", token)
+        self.assertEqual(self.json_of("pool", "show", "q")["quarantined_pages"], 2)
+        self.assertIn("2 pages in quarantine", self.run_cli("status").stdout)
+        self.assertEqual(self.run_cli("quarantine", "release", "q", "1").stdout, "0 pages released\n")
+        self.assertEqual(self.json_of("quarantine", "release", "q", session_id), {"pool": "q", "released_pages": 2})
+        shown = self.json_of("pool", "show", "q")
+        self.assertEqual((shown["free_pages"], shown["quarantined_pages"]), (32, 0))
+
+    def test_where_nothing_is_in_quarantine_nothing_is_released(self):
+        self.assertEqual(self.json_of("quarantine", "release", "q"), {"pool": "q", "released_pages": 0})
+        self.assertEqual(self.run_cli("quarantine", "release", "q").stdout, "0 pages released\n")
+        self.assertEqual(self.run_cli("quarantine", "release", "q", "abcdef0123456789").stdout, "0 pages released\n")
+
+    def test_wrong_pools_and_sessions_are_refused(self):
+        self.fails("KVP_ENOENT", "quarantine", "release", "nowhere")
+        self.misused("quarantine", "release", text="POOL [SESSION_ID] is wanted")
+        self.misused("quarantine", "release", "q", "1", "2", text="too many arguments")
+        for wrong in ("", "0", "xyz", "1-", "0x1", " 1", "12345678901234567"):
+            self.misused("quarantine", "release", "q", wrong, text=f"`{wrong}' is no session")
+        self.misused("quarantine", text="  quarantine release POOL [SESSION_ID]")
 
 
 if __name__ == "__main__":

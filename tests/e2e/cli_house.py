@@ -60,6 +60,7 @@ class Case(unittest.TestCase):
         self.assertIn("--help", done.stderr)
         self.assertIn(text, done.stderr)
         self.assertEqual(done.stdout, "")
+        return done
 
     def assert_clean(self):
         self.assertEqual(self.json_of("audit"), {"clean": True, "count": 0, "violations": []})
