@@ -21,7 +21,7 @@
 
 #define WARM_UP      60
 #define TRANSACTIONS 60
-#define OPS_MAX      3
+#define COMMITS      11 /* to one that is aborted */
 
 static uint64_t first_seed;
 static unsigned programs = 40;
@@ -86,54 +86,11 @@ struct bed {
     uint64_t points, recovery_points;
 };
 
-struct transaction {
-    struct naive_op ops[OPS_MAX];
-    uint32_t n;
-    bool aborts;
-};
-
-static void run_again(struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct transaction *transaction)
-{
-    kvp_txn_begin(ledger);
-    for (uint32_t i = 0; i < transaction->n; i++) {
-        struct naive_op op = transaction->ops[i];
-        (void)naive_run(ledger, pool, &op);
-    }
-    if (transaction->aborts)
-        kvp_txn_abort(ledger);
-    else
-        kvp_txn_commit(ledger);
-}
-
 /* Run a random transaction beside the model. The stores that it made. */
-static uint64_t run_first(struct bed *bed, uint64_t *rng, struct transaction *ret_transaction)
+static uint64_t run_first(struct bed *bed, uint64_t *rng, struct naive_transaction *ret_transaction)
 {
-    struct kvp_ledger *ledger = &bed->live.ledger;
-    struct naive before = bed->naive;
-    struct transaction made = {.n = 1 + naive_random(rng, OPS_MAX), .aborts = naive_random(rng, 12) == 0};
     watch_stores(UINT64_MAX);
-    kvp_txn_begin(ledger);
-    for (uint32_t i = 0; i < made.n; i++) {
-        made.ops[i] = naive_choose(&bed->naive, rng);
-        enum kvp_status status = naive_run(ledger, bed->naive.pool, &made.ops[i]);
-        ck_assert_int_eq(status, naive_expect(&bed->naive, &made.ops[i]));
-        if (status != KVP_OK) {
-            made.n = i + 1;
-            made.aborts = true;
-            break;
-        }
-        struct naive_state now;
-        naive_read(ledger, bed->naive.pool, &now);
-        naive_apply(&bed->naive, &made.ops[i], &now);
-    }
-    ck_assert_uint_lt(ledger->txn_stores, IMAGE_LOG_ENTRIES);
-    if (made.aborts) {
-        kvp_txn_abort(ledger);
-        bed->naive = before;
-    } else {
-        kvp_txn_commit(ledger);
-    }
-    *ret_transaction = made;
+    *ret_transaction = naive_transact(&bed->naive, &bed->live.ledger, COMMITS, rng);
     return unwatch_stores();
 }
 
@@ -157,7 +114,7 @@ static void check_killed(struct bed *bed, const struct naive_state *before, uint
 
 static void run_transaction(struct bed *bed, uint64_t *rng)
 {
-    struct transaction transaction;
+    struct naive_transaction transaction;
     struct naive_state before = bed->naive.state;
     struct kvp_ledger handle = bed->live.ledger;
     ledger_image_save(&bed->before, &bed->live);
@@ -169,7 +126,7 @@ static void run_transaction(struct bed *bed, uint64_t *rng)
         bed->live.ledger = handle;
         if (setjmp(stopped) == 0) {
             watch_stores(at);
-            run_again(&bed->live.ledger, bed->naive.pool, &transaction);
+            naive_transact_again(&bed->live.ledger, bed->naive.pool, &transaction);
             ck_abort_msg("a transaction made fewer stores when it was run again");
         }
         unwatch_stores();
@@ -199,7 +156,7 @@ START_TEST(a_kill_at_any_store_leaves_the_state_before_or_after_the_transaction)
     for (int i = 0; i < 4; i++)
         ledger_image_make(images[i], view.extent_bytes);
     for (int i = 0; i < WARM_UP; i++) {
-        struct transaction transaction;
+        struct naive_transaction transaction;
         run_first(&bed, &rng, &transaction);
     }
     for (int i = 0; i < TRANSACTIONS; i++)

@@ -23,7 +23,7 @@
 
 #define WARM_UP      40
 #define TRANSACTIONS 3
-#define OPS_MAX      3
+#define COMMITS      7 /* to one that is aborted */
 
 static uint64_t first_seed;
 static unsigned programs = 20;
@@ -34,55 +34,6 @@ struct bed {
     struct naive naive;
     uint64_t instructions, changes;
 };
-
-struct transaction {
-    struct naive_op ops[OPS_MAX];
-    uint32_t n;
-    bool aborts;
-};
-
-static void run(struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct transaction *transaction)
-{
-    kvp_txn_begin(ledger);
-    for (uint32_t i = 0; i < transaction->n; i++) {
-        struct naive_op op = transaction->ops[i];
-        (void)naive_run(ledger, pool, &op);
-    }
-    if (transaction->aborts)
-        kvp_txn_abort(ledger);
-    else
-        kvp_txn_commit(ledger);
-}
-
-/* Choose a transaction, and run it here, beside the model. */
-static struct transaction choose(struct bed *bed, uint64_t *rng)
-{
-    struct kvp_ledger *ledger = &bed->live.ledger;
-    struct naive before = bed->naive;
-    struct transaction made = {.n = 1 + naive_random(rng, OPS_MAX), .aborts = naive_random(rng, 8) == 0};
-    kvp_txn_begin(ledger);
-    for (uint32_t i = 0; i < made.n; i++) {
-        made.ops[i] = naive_choose(&bed->naive, rng);
-        enum kvp_status status = naive_run(ledger, bed->naive.pool, &made.ops[i]);
-        ck_assert_int_eq(status, naive_expect(&bed->naive, &made.ops[i]));
-        if (status != KVP_OK) {
-            made.n = i + 1;
-            made.aborts = true;
-            break;
-        }
-        struct naive_state now;
-        naive_read(ledger, bed->naive.pool, &now);
-        naive_apply(&bed->naive, &made.ops[i], &now);
-    }
-    ck_assert_uint_lt(ledger->txn_stores, IMAGE_LOG_ENTRIES);
-    if (made.aborts) {
-        kvp_txn_abort(ledger);
-        bed->naive = before;
-    } else {
-        kvp_txn_commit(ledger);
-    }
-    return made;
-}
 
 /* The child is between two instructions. @return whether what it leaves is the state after */
 static bool recovered_is_after(struct bed *bed, const struct naive_state *before, const struct naive_state *after)
@@ -101,21 +52,21 @@ static bool recovered_is_after(struct bed *bed, const struct naive_state *before
     return false;
 }
 
-static pid_t start_child(struct bed *bed, const struct transaction *transaction)
+static pid_t start_child(struct bed *bed, const struct naive_transaction *transaction)
 {
     pid_t pid = fork();
     if (pid == 0) {
         if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
             _exit(77);
         raise(SIGSTOP);
-        run(&bed->live.ledger, bed->naive.pool, transaction);
+        naive_transact_again(&bed->live.ledger, bed->naive.pool, transaction);
         _exit(0);
     }
     ck_assert_int_gt(pid, 0);
     return pid;
 }
 
-static void step_through(struct bed *bed, const struct transaction *transaction, const struct naive_state *before,
+static void step_through(struct bed *bed, const struct naive_transaction *transaction, const struct naive_state *before,
                          const struct naive_state *after)
 {
     bool same = naive_same(before, after, false), is_after = false;
@@ -153,12 +104,12 @@ START_TEST(a_kill_at_any_instruction_leaves_the_state_before_or_after_the_transa
     for (int i = 0; i < 3; i++)
         ledger_image_make(images[i], view.extent_bytes);
     for (int i = 0; i < WARM_UP; i++)
-        choose(&bed, &rng);
+        naive_transact(&bed.naive, &bed.live.ledger, COMMITS, &rng);
     for (int i = 0; i < TRANSACTIONS;) {
         struct naive_state before = bed.naive.state;
         struct kvp_ledger handle = bed.live.ledger;
         ledger_image_save(&bed.before, &bed.live);
-        struct transaction transaction = choose(&bed, &rng);
+        struct naive_transaction transaction = naive_transact(&bed.naive, &bed.live.ledger, COMMITS, &rng);
         struct kvp_ledger handle_after = bed.live.ledger;
         if (ledger_image_equals(&bed.before, &bed.live))
             continue; /* refused before its first store */

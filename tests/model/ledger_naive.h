@@ -115,6 +115,20 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
 /* Do it to the model, after it succeeded on the ledger; choices are taken over from `now`. */
 void naive_apply(struct naive *naive, const struct naive_op *op, const struct naive_state *now);
 
+/* A transaction of a random program. */
+#define NAIVE_OPS_MAX 3
+struct naive_transaction {
+    struct naive_op ops[NAIVE_OPS_MAX];
+    uint32_t n;
+    bool aborts;
+};
+
+/* Choose one, and run it on the ledger beside the model; one of 1 + `commits` is aborted although it could commit. */
+struct naive_transaction naive_transact(struct naive *naive, struct kvp_ledger *ledger, uint32_t commits, uint64_t *rng);
+/* Run it again, on the ledger alone. */
+void naive_transact_again(struct kvp_ledger *ledger, struct kvp_pool_id pool,
+                          const struct naive_transaction *transaction);
+
 void naive_read(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_state *ret_state);
 /* Whether two states are the same; if not, and `print`, where they differ. */
 bool naive_same(const struct naive_state *a, const struct naive_state *b, bool print);

@@ -334,3 +334,47 @@ bool naive_same(const struct naive_state *a, const struct naive_state *b, bool p
     }
     return false;
 }
+
+/* ---- transactions ------------------------------------------------------------------------------------------------ */
+
+struct naive_transaction naive_transact(struct naive *naive, struct kvp_ledger *ledger, uint32_t commits, uint64_t *rng)
+{
+    struct naive before = *naive;
+    struct naive_transaction made = {.n = 1 + naive_random(rng, NAIVE_OPS_MAX),
+                                     .aborts = naive_random(rng, 1 + commits) == 0};
+    kvp_txn_begin(ledger);
+    for (uint32_t i = 0; i < made.n; i++) {
+        struct naive_state now;
+        made.ops[i] = naive_choose(naive, rng);
+        enum kvp_status status = naive_run(ledger, naive->pool, &made.ops[i]);
+        ck_assert_int_eq(status, naive_expect(naive, &made.ops[i]));
+        if (status != KVP_OK) {
+            made.n = i + 1;
+            made.aborts = true;
+            break;
+        }
+        naive_read(ledger, naive->pool, &now);
+        naive_apply(naive, &made.ops[i], &now);
+    }
+    if (made.aborts) {
+        kvp_txn_abort(ledger);
+        *naive = before;
+    } else {
+        kvp_txn_commit(ledger);
+    }
+    return made;
+}
+
+void naive_transact_again(struct kvp_ledger *ledger, struct kvp_pool_id pool,
+                          const struct naive_transaction *transaction)
+{
+    kvp_txn_begin(ledger);
+    for (uint32_t i = 0; i < transaction->n; i++) {
+        struct naive_op op = transaction->ops[i];
+        (void)naive_run(ledger, pool, &op);
+    }
+    if (transaction->aborts)
+        kvp_txn_abort(ledger);
+    else
+        kvp_txn_commit(ledger);
+}
