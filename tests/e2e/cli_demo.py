@@ -2,13 +2,16 @@
 import json
 import os
 import pathlib
+import re
 import select
 import signal
 import subprocess
 import unittest
 
 import cli_house
+from daemon import Daemon
 
+SMALL = ["--pages", "8", "--layers", "1", "--kv-heads", "1", "--head-dim", "8"]
 KEYS = {"requests", "tokens", "peak_pages", "append_bytes_per_s", "advance_p50_us", "advance_p99_us", "corrupt_bytes",
         "leaked_pages"}
 WAIT_S = 60
@@ -39,6 +42,21 @@ class Demo(cli_house.Case):
         result = self.json_of("demo", "--seconds", "2", "--inject-fault", code=1)
         self.assertEqual(set(result), KEYS)
         self.assertEqual((result["corrupt_bytes"], result["leaked_pages"]), (1, 1))
+
+    def test_times_are_printed_with_the_digits_that_they_have(self):
+        text = self.run_cli("--json", "demo", "--seconds", "1").stdout
+        time, = re.findall(r'"advance_p50_us": ([^,\n]+)', text)
+        self.assertRegex(time, r"^\d+\.\d+$")
+        self.assertLessEqual(len(time), len("123.456"))
+
+    def test_workers_that_can_not_attach_are_said_and_no_table_is_printed(self):
+        for words in (("demo",), ("--json", "demo")):
+            with Daemon("--set", "limits.connections=1") as daemon:  # that of the demo itself
+                done = self.run_cli(*words, "--seconds", "60", code=1, endpoint=daemon.session_socket)
+            self.assertIn("kvpool: connecting: ", done.stderr)
+            self.assertRegex(done.stderr, r"worker \d did not attach pool demo-\d+: nothing was measured\n")
+            for word in ("Advance", "leaked", "{"):
+                self.assertNotIn(word, done.stdout)
 
     def test_the_table_says_what_it_did(self):
         text = self.run_cli("demo", "--seconds", "1").stdout
@@ -108,8 +126,28 @@ class Demo(cli_house.Case):
             self.assertEqual(ready, [worker])
             os.close(worker)
         self.await_free_pages()
-        for pool in self.json_of("pool", "list")["pools"]:
-            self.run_cli("pool", "delete", pool)
+        self.assertEqual(self.json_of("pool", "list")["pools"], [f"demo-{demo.pid}"])
+        self.run_cli("demo", "--seconds", "1")  # the next deletes it
+        self.assertEqual(self.json_of("pool", "list")["pools"], [])
+
+    def test_only_pools_of_demos_that_are_gone_are_deleted_and_none_that_is_attached(self):
+        with subprocess.Popen(["true"]) as gone:
+            gone.wait()
+        with subprocess.Popen(["true"]) as gone_too:
+            gone_too.wait()
+        kept = ["demo", "demo-", "demo--1", "demo-0", "demo-x", f"demo-{gone.pid}x", f"my-demo-{gone.pid}",
+                f"demo-{os.getpid()}", f"demo-{gone_too.pid}"]
+        for name in (*kept, f"demo-{gone.pid}"):
+            self.run_cli("pool", "create", name, *SMALL)
+        session = self.run_cli("session", "open").stdout.strip()
+        self.run_cli("seq", "open", kept[-1], "1", session=session)
+        self.run_cli("demo", "--seconds", "1")
+        self.assertEqual(sorted(self.json_of("pool", "list")["pools"]), sorted(kept))
+        self.run_cli("session", "close", session)
+        self.run_cli("demo", "--seconds", "1")
+        self.assertEqual(sorted(self.json_of("pool", "list")["pools"]), sorted(kept[:-1]))
+        for name in kept[:-1]:
+            self.run_cli("pool", "delete", name)
 
     def await_work(self, demo):
         """Until both workers have sequences in the demo's pool."""
