@@ -8,11 +8,18 @@
 #include "kvp_limits.h"
 
 #include <ctype.h>
+#include <arpa/inet.h>
 #include <errno.h>
+#include <grp.h>
 #include <ini.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 enum option_type {
     TYPE_TEXT,   /* anything of up to `max` bytes */
@@ -56,7 +63,8 @@ static const struct option options[] = {
     {AT(grpc, enabled), TYPE_BOOL, FIELD(grpc, enabled), .initial = "yes",
      .help = "Serve gRPC on grpc.sock."},
     {AT(grpc, listen), TYPE_TEXT, FIELD(grpc, listen), .initial = "", .max = 255,
-     .help = "Serve gRPC on this TCP address too, e.g. 127.0.0.1:7410; empty: no TCP."},
+     .help = "Serve gRPC on this TCP address too, e.g. 127.0.0.1:7410 or [::1]:7410; empty: no TCP. Port 0: any that is\n"
+             "free; the log names it."},
     {AT(grpc, tls_cert), TYPE_PATH, FIELD(grpc, tls_cert), .initial = "", .max = KVP_CONFIG_TEXT_MAX - 1,
      .help = "TLS for TCP: certificate chain of the daemon, PEM. Without it TCP is served on loopback addresses only."},
     {AT(grpc, tls_key), TYPE_PATH, FIELD(grpc, tls_key), .initial = "", .max = KVP_CONFIG_TEXT_MAX - 1,
@@ -397,27 +405,98 @@ const char *kvp_config_flag(const char *flag)
     return NULL;
 }
 
-static bool is_loopback(const char *address)
+/* ---- all together ----------------------------------------------------------------------------------------------------- */
+
+static bool is_loopback(const struct sockaddr *address)
 {
-    return strncmp(address, "127.", 4) == 0 || strncmp(address, "[::1]:", 6) == 0 ||
-           strncmp(address, "localhost:", 10) == 0;
+    if (address->sa_family == AF_INET)
+        return ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24 == 127;
+    return address->sa_family == AF_INET6 &&
+           IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+}
+
+static bool is_port(const char *text)
+{
+    size_t digits = strspn(text, "0123456789");
+
+    return digits > 0 && digits <= 5 && text[digits] == 0 && strtoul(text, NULL, 10) <= UINT16_MAX;
+}
+
+/* @return what is wrong with grpc.listen, or NULL */
+static const char *check_listen(const char *listen, bool with_tls)
+{
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICHOST}, *found;
+    const char *colon = strrchr(listen, ':');
+    char host[KVP_CONFIG_TEXT_MAX];
+    size_t n;
+    bool loopback;
+
+    if (colon == NULL || colon == listen)
+        return "must be address:port";
+    if (!is_port(colon + 1))
+        return "the port must be a number from 1 to 65535, or 0 for any that is free";
+    n = (size_t)(colon - listen);
+    if (listen[0] == '[' && colon[-1] == ']')
+        snprintf(host, sizeof(host), "%.*s", (int)n - 2, listen + 1);
+    else
+        snprintf(host, sizeof(host), "%.*s", (int)n, listen);
+    if (getaddrinfo(host, NULL, &hints, &found) != 0)
+        return "the address must be a number, such as 127.0.0.1 or [::1]";
+    loopback = is_loopback(found->ai_addr);
+    freeaddrinfo(found);
+    return loopback || with_tls ? NULL : "is not a loopback address: it needs grpc.tls_cert, tls_key and tls_ca";
+}
+
+static const char *check_program(const char *path)
+{
+    struct stat st;
+
+    if (stat(path, &st) != 0)
+        return strerror(errno);
+    return S_ISREG(st.st_mode) && access(path, X_OK) == 0 ? NULL : "is no program that can be executed";
+}
+
+static const char *check_environment(const char *variables)
+{
+    for (const char *v = variables + strspn(variables, " "); *v != 0; v += strspn(v, " ")) {
+        size_t n = strcspn(v, " "), name = strcspn(v, "=");
+
+        if (name == 0 || name >= n)
+            return "must be NAME=VALUE, with a space between two of them";
+        v += n;
+    }
+    return NULL;
 }
 
 enum kvp_status kvp_config_check(const struct kvp_config *config, char *reterr_text)
 {
-    const char *wrong = NULL;
+    const struct {
+        const char *name, *value, *wrong;
+    } checks[] = {
+        {"grpc.listen", config->grpc.listen,
+         config->grpc.listen[0] != 0 ? check_listen(config->grpc.listen, config->grpc.tls_ca[0] != 0) : NULL},
+        {"daemon.socket_group", config->daemon.socket_group,
+         config->daemon.socket_group[0] != 0 && getgrnam(config->daemon.socket_group) == NULL ? "there is no such group"
+                                                                                               : NULL},
+        {"executor.path", config->executor.path,
+         config->executor.path[0] != 0 ? check_program(config->executor.path) : NULL},
+        {"executor.environment", config->executor.environment, check_environment(config->executor.environment)},
+    };
 
     if ((config->grpc.tls_cert[0] == 0) != (config->grpc.tls_key[0] == 0) ||
-        (config->grpc.tls_cert[0] == 0) != (config->grpc.tls_ca[0] == 0))
-        wrong = "grpc.tls_cert, grpc.tls_key and grpc.tls_ca go together: all three, or none";
-    else if (config->grpc.listen[0] != 0 && strrchr(config->grpc.listen, ':') == NULL)
-        wrong = "grpc.listen must be address:port";
-    else if (config->grpc.listen[0] != 0 && !is_loopback(config->grpc.listen) && config->grpc.tls_ca[0] == 0)
-        wrong = "grpc.listen is not a loopback address: it needs grpc.tls_cert, tls_key and tls_ca";
-    if (wrong == NULL)
-        return KVP_OK;
-    snprintf(reterr_text, KVP_CONFIG_ERROR_MAX, "%s", wrong);
-    return KVP_EINVAL;
+        (config->grpc.tls_cert[0] == 0) != (config->grpc.tls_ca[0] == 0)) {
+        snprintf(reterr_text, KVP_CONFIG_ERROR_MAX, "%s",
+                 "grpc.tls_cert, grpc.tls_key and grpc.tls_ca go together: all three, or none");
+        return KVP_EINVAL;
+    }
+    for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
+        if (checks[i].wrong == NULL)
+            continue;
+        snprintf(reterr_text, KVP_CONFIG_ERROR_MAX, "%s = %.300s: %s", checks[i].name, checks[i].value,
+                 checks[i].wrong);
+        return KVP_EINVAL;
+    }
+    return KVP_OK;
 }
 
 /* ---- printing ------------------------------------------------------------------------------------------------------- */

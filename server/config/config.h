@@ -18,7 +18,8 @@
 
 #define KVP_CONFIG_TEXT_MAX  512 /* bytes of a value, the terminator included */
 #define KVP_CONFIG_ERROR_MAX 1024
-#define KVP_CONFIG_PATH      "/etc/kvpool/kvpoold.conf"
+/* KVP_CONFIG_PATH, the file that is read where none is named, is where the build installs the sample: /etc/kvpool/, if it
+ * was not told another CMAKE_INSTALL_SYSCONFDIR. */
 
 enum kvp_backend { KVP_BACKEND_AUTO = 0, KVP_BACKEND_HOST = 1, KVP_BACKEND_CUDA = 2 };
 
@@ -72,7 +73,10 @@ enum kvp_status kvp_config_file(struct kvp_config *config, const char *path, cha
 /** Take one "section.key=value". @param reterr_text  as above, without a place */
 enum kvp_status kvp_config_set(struct kvp_config *config, const char *assignment, char *reterr_text);
 
-/** What no option can see alone. Called once, when all have been taken. */
+/**
+ * What no option can see alone: options that go together, and whether this machine has what they name (the group, the
+ * executor's program). Called once, when all have been taken.
+ */
 enum kvp_status kvp_config_check(const struct kvp_config *config, char *reterr_text);
 
 /** The values as they are, in the file's form, each under its help text if `documented`. */

@@ -12,10 +12,13 @@ clean() {
 }
 trap clean EXIT
 
-cmake --install "$build" --prefix "$work/tree" >"$work/install.log" || { cat "$work/install.log"; exit 1; }
+DESTDIR=$work/tree cmake --install "$build" --prefix / >"$work/install.log" || { cat "$work/install.log"; exit 1; }
 for file in bin/kvpool bin/kvpoold bin/kvpool-exec include/kvpool/kvpool.h; do
     [ -e "$work/tree/$file" ] || { echo "not installed: $file"; exit 1; }
 done
+sample=$work/tree$("$work/tree/bin/kvpoold" --help | sed -n 's/.*read FILE (\(.*\), where it is).*/\1/p')
+[ -f "$sample" ] || { echo "kvpoold reads a file that is not installed: $sample"; exit 1; }
+"$work/tree/bin/kvpoold" --print-config | cmp - "$sample"
 library=$(find "$work/tree" -name 'libkvpool.so.0')
 [ -n "$library" ] || { echo "not installed: libkvpool.so.0"; exit 1; }
 library=$(dirname "$library")

@@ -153,13 +153,16 @@ END_TEST
 
 /* ---- executors that do not work ---------------------------------------------------------------------------------------- */
 
-static void refuse_with(const char *path, const char *start_ms, const char *text)
+/* @param removed  the program goes away once the daemon has started, which it would not do without */
+static void refuse_with(const char *path, bool removed, const char *start_ms, const char *text)
 {
     char setting[300];
     const char *arguments[] = {"--set", setting, "--set", start_ms, NULL};
 
     snprintf(setting, sizeof(setting), "executor.path=%s", path);
     test_daemon_start(&server, NULL, arguments);
+    if (removed)
+        ck_assert_int_eq(unlink(path), 0);
     connection = test_connect(&server);
     test_create_pool(connection, "p", KVP_ENODEV, text);
     kvpool__v1__get_stats_reply__free_unpacked(test_stats(connection), NULL);
@@ -169,13 +172,22 @@ static void refuse_with(const char *path, const char *start_ms, const char *text
 
 START_TEST(a_missing_executor_is_said_and_the_daemon_serves_on)
 {
-    refuse_with("/nowhere/kvpool-exec", "executor.start_ms=20000", "");
+    char dir[200], path[240];
+    int fd;
+
+    test_folder(dir);
+    snprintf(path, sizeof(path), "%s/kvpool-exec", dir);
+    fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0700);
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    refuse_with(path, true, "executor.start_ms=20000", "");
+    ck_assert_int_eq(rmdir(dir), 0);
 }
 END_TEST
 
 START_TEST(an_executor_that_ends_at_once_is_said_and_the_daemon_serves_on)
 {
-    refuse_with("/bin/true", "executor.start_ms=20000", "ended");
+    refuse_with("/bin/true", false, "executor.start_ms=20000", "ended");
 }
 END_TEST
 
@@ -191,7 +203,7 @@ START_TEST(an_executor_that_says_nothing_is_given_up_and_killed)
     fputs("#!/bin/sh\nexec sleep 1000\n", script);
     fclose(script);
     ck_assert_int_eq(chmod(path, 0700), 0);
-    refuse_with(path, "executor.start_ms=300", "300 ms"); /* its stderr, the daemon's log, ends: so it was killed */
+    refuse_with(path, false, "executor.start_ms=300", "300 ms"); /* its stderr, the daemon's log, ends: so it was killed */
     unlink(path);
     rmdir(dir);
 }

@@ -139,6 +139,52 @@ START_TEST(tcp_beyond_loopback_needs_tls_with_client_certificates)
 }
 END_TEST
 
+static void check_refuses(const char *setting, const char *wanted)
+{
+    kvp_config_defaults(&config);
+    ck_assert_msg(kvp_config_set(&config, setting, text) == KVP_OK, "%s", text);
+    ck_assert_msg(kvp_config_check(&config, text) == KVP_EINVAL, "%s", setting);
+    ck_assert_msg(strncmp(text, setting, strcspn(setting, "=")) == 0 && strstr(text, wanted) != NULL, "%s", text);
+}
+
+START_TEST(what_can_not_be_served_is_refused_before_it_is_tried)
+{
+    static const char *const ports[] = {"99999", "65536", "", "-1", "+1", "1x", " 1", "0x10", "4294967297"};
+    char setting[300];
+
+    for (size_t i = 0; i < sizeof(ports) / sizeof(ports[0]); i++) {
+        snprintf(setting, sizeof(setting), "grpc.listen=127.0.0.1:%s", ports[i]);
+        check_refuses(setting, "port");
+    }
+    check_refuses("grpc.listen=7410", "address:port");
+    check_refuses("grpc.listen=:7410", "address:port");
+    check_refuses("grpc.listen=localhost:7410", "must be a number");
+    check_refuses("grpc.listen=127.0.0.300:7410", "must be a number");
+    check_refuses("grpc.listen=[::]:7410", "not a loopback address");
+    check_refuses("daemon.socket_group=no-such-group", "no such group");
+    check_refuses("executor.path=/nowhere/kvpool-exec", "No such file");
+    check_refuses("executor.path=/", "can be executed");
+    snprintf(setting, sizeof(setting), "executor.path=%s", path); /* a file of mode 0600 */
+    check_refuses(setting, "can be executed");
+    check_refuses("executor.environment=A=1 B", "NAME=VALUE");
+    check_refuses("executor.environment=B A=1", "NAME=VALUE");
+    check_refuses("executor.environment==1", "NAME=VALUE");
+}
+END_TEST
+
+START_TEST(what_can_be_served_passes_the_check)
+{
+    static const char *const right[] = {"grpc.listen=127.0.0.1:65535", "grpc.listen=[::1]:1", "executor.path=/bin/sh",
+                                        "executor.environment= A=1  B=  C=x=y ", "daemon.socket_group=root"};
+
+    for (size_t i = 0; i < sizeof(right) / sizeof(right[0]); i++) {
+        kvp_config_defaults(&config);
+        ck_assert_int_eq(kvp_config_set(&config, right[i], text), KVP_OK);
+        ck_assert_msg(kvp_config_check(&config, text) == KVP_OK, "%s", text);
+    }
+}
+END_TEST
+
 START_TEST(what_is_printed_is_read_back_as_the_same)
 {
     struct kvp_config before;
@@ -190,6 +236,8 @@ int main(void)
     tcase_add_test(tests, a_missing_file_is_told_from_a_wrong_one);
     tcase_add_test(tests, the_command_line_sets_one_value);
     tcase_add_test(tests, tcp_beyond_loopback_needs_tls_with_client_certificates);
+    tcase_add_test(tests, what_can_not_be_served_is_refused_before_it_is_tried);
+    tcase_add_test(tests, what_can_be_served_passes_the_check);
     tcase_add_test(tests, what_is_printed_is_read_back_as_the_same);
     tcase_add_test(tests, the_installed_sample_is_what_the_table_prints);
     suite_add_tcase(suite, tests);
