@@ -115,6 +115,16 @@ struct batch_indices {
     uint32_t *start, *end; /* of each sequence, in tokens */
 };
 
+static enum kvp_status check_wanted(struct kvp_core *core, const Kvpool__V1__GetBatchIndicesRequest *request)
+{
+    if (request->wanted >= 1u << OUTPUTS)
+        return core_refuse(core, KVP_EINVAL, "wanted: %#x, must be below %#x", request->wanted, 1u << OUTPUTS);
+    if (request->buffer == 0 && (request->wanted & ~WANTED_DEFAULT) != 0)
+        return core_refuse(core, KVP_EINVAL, "wanted: %#x, but without a buffer there are only the outputs of %#x",
+                           request->wanted, WANTED_DEFAULT);
+    return KVP_OK;
+}
+
 static enum kvp_status check_batch_indices(struct kvp_core *core, const Kvpool__V1__GetBatchIndicesRequest *request,
                                            struct batch_indices *batch)
 {
@@ -171,8 +181,6 @@ static enum kvp_status check_outputs(struct kvp_core *core, const struct buffer_
     static const char *const names[OUTPUTS] = {"batch_indices", "positions",        "slots",   "kv_indptr",
                                                "kv_indices",    "kv_last_page_len", "seq_lens"};
     const uint64_t counts[OUTPUTS] = {batch->nnz, batch->nnz, batch->nnz, batch->n + 1, pages, batch->n, batch->n};
-    if (wanted >= 1u << OUTPUTS)
-        return core_refuse(core, KVP_EINVAL, "wanted: %#x, must be below %#x", wanted, 1u << OUTPUTS);
     for (unsigned i = 0; i < OUTPUTS; i++) {
         uint64_t element = i == OUTPUT_SLOTS ? sizeof(int64_t) : sizeof(int32_t), bytes = counts[i] * element;
         if (!(wanted & 1u << i))
@@ -294,6 +302,7 @@ enum kvp_status call_get_batch_indices(struct kvp_core *core, struct turn *turn)
     TRY(core_length_check(core, "tokens", request->n_tokens, batch.n));
     if (request->n_start != 0)
         TRY(core_length_check(core, "start", request->n_start, batch.n));
+    TRY(check_wanted(core, request));
     TRY(core_batch(core, turn, batch.pool, "seqs", batch.n, request->seqs, 0, &batch.views));
     TRY(check_batch_indices(core, request, &batch));
     return request->buffer == 0 ? indices_reply(core, turn, &batch) : indices_job(core, turn, request, &batch);

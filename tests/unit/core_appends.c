@@ -532,7 +532,16 @@ START_TEST(index_results_into_a_buffer_are_those_of_the_reply)
     struct shell_call *into_reply = shell_call(shell, a, KVPOOL__V1__METHOD__METHOD_GET_BATCH_INDICES, &request.base);
     const Kvpool__V1__GetBatchIndicesReply *expected = (const Kvpool__V1__GetBatchIndicesReply *)into_reply->reply;
     ck_assert_uint_eq(expected->n_slots, 5);
+    for (uint32_t wanted = 8; wanted != 0; wanted <<= 1) { /* without a buffer there are the first three */
+        request.wanted = wanted | 1;
+        ck_assert_int_eq(finish(shell_call(shell, a, KVPOOL__V1__METHOD__METHOD_GET_BATCH_INDICES, &request.base)),
+                         KVP_EINVAL);
+    }
     request.buffer = number;
+    request.wanted = 128; /* no output at all */
+    ck_assert_int_eq(finish(shell_call(shell, a, KVPOOL__V1__METHOD__METHOD_GET_BATCH_INDICES, &request.base)),
+                     KVP_EINVAL);
+    request.wanted = 0;
     request.positions_offset = 100;
     request.slots_offset = 4092;
     ck_assert_int_eq(finish(shell_call(shell, a, KVPOOL__V1__METHOD__METHOD_GET_BATCH_INDICES, &request.base)),
