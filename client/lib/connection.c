@@ -101,11 +101,17 @@ static enum kvp_status read_hello(const struct kvp_wire_frame *frame, struct hel
     return KVP_OK;
 }
 
-/* The first exchange on a new connection, before anybody else may use it. */
+/**
+ * The first exchange on a new connection, before anybody else may use it.
+ *
+ * A daemon that turns a connection away says why and closes it, perhaps before the hello is sent, or with the hello
+ * unread. Then the first thing that the socket tells is that (EPIPE, ECONNRESET), once; what was said is still there.
+ */
 static enum kvp_status say_hello(int socket, char *token, struct kvp_wire_frame *frame, struct hello *ret_hello)
 {
     Kvpool__V1__KeepAliveRequest request = KVPOOL__V1__KEEP_ALIVE_REQUEST__INIT;
     uint64_t deadline_ns = kvp_now_ns() + HELLO_MS * 1000000ull;
+    unsigned ends = 0;
     struct kvp_wire_packet packet;
     enum kvp_status status;
 
@@ -115,6 +121,8 @@ static enum kvp_status say_hello(int socket, char *token, struct kvp_wire_frame 
         return kvp_fail(status, "no memory for a message");
     status = kvp_wire_send(socket, &packet, NULL, 0);
     kvp_wire_packet_free(&packet);
+    if (status == KVP_EDISCONNECTED)
+        status = KVP_OK;
     while (status == KVP_OK) {
         status = kvp_wire_receive(socket, false, frame);
         if (status == KVP_OK) {
@@ -122,7 +130,7 @@ static enum kvp_status say_hello(int socket, char *token, struct kvp_wire_frame 
             kvp_wire_release(frame);
             return status;
         }
-        if (status == KVP_EAGAIN && kvp_now_ns() < deadline_ns)
+        if ((status == KVP_EAGAIN && kvp_now_ns() < deadline_ns) || (status == KVP_EDISCONNECTED && ends++ == 0))
             status = KVP_OK;
     }
     return kvp_fail(status == KVP_EAGAIN ? KVP_ETIMEDOUT : KVP_EDISCONNECTED,

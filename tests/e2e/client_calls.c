@@ -406,6 +406,23 @@ START_TEST(statistics_name_pools_sessions_and_executors)
 }
 END_TEST
 
+/* Whether the daemon closes before or behind the client's first message is chance: both come up in so many tries. */
+START_TEST(a_client_over_the_limit_learns_why_and_not_only_that_it_is_closed)
+{
+    static const char *const arguments[] = {"--backend", "host", "--set", "limits.connections=1", NULL};
+    struct kvp_client *only, *other;
+
+    test_daemon_start(&daemon_, NULL, arguments);
+    ck_ok(kvp_connect(daemon_.socket, NULL, &only));
+    for (int i = 0; i < 200; i++) {
+        ck_assert_str_eq(kvp_status_name(kvp_connect(daemon_.socket, NULL, &other)), "KVP_ELIMIT");
+        ck_assert_str_eq(kvp_error_text(), "limits.connections is reached");
+    }
+    kvp_disconnect(only);
+    ck_assert_int_eq(test_daemon_stop(&daemon_), 0);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("client_calls");
@@ -431,6 +448,10 @@ int main(void)
     tcase_add_test(tcase, index_results_come_into_a_registered_buffer);
     tcase_add_test(tcase, a_timeline_is_signalled_by_its_owner_and_waited_for_by_anybody);
     tcase_add_test(tcase, statistics_name_pools_sessions_and_executors);
+    suite_add_tcase(suite, tcase);
+    tcase = tcase_create("at a daemon of its own");
+    tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, a_client_over_the_limit_learns_why_and_not_only_that_it_is_closed);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_ENV);
     failed = srunner_ntests_failed(runner);
