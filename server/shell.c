@@ -50,7 +50,10 @@ struct kvp_shell {
     uv_check_t after_events; /* active while stopping */
     enum phase phase;
     unsigned connections_adopted;
+    bool complained; /* an error was logged: what went wrong at the start has been said */
 };
+
+#define COMPLAIN(shell, ...) ((shell)->complained = true, kvp_log(LOG_ERR, __VA_ARGS__))
 
 /* ---- actions: what the core asks for ----------------------------------------------------------------------------------- */
 
@@ -168,7 +171,7 @@ static void act_wake_at(void *ctx, uint64_t at_ms)
 
 static void act_log(void *ctx, int level, const char *line)
 {
-    (void)ctx;
+    ((struct kvp_shell *)ctx)->complained |= level <= LOG_ERR;
     kvp_log(level, "%s", line);
 }
 
@@ -313,11 +316,11 @@ static enum kvp_status choose_backend(struct kvp_shell *shell)
     uint64_t wanted = shell->config->daemon.backend;
 
     if (wanted == KVP_BACKEND_CUDA && !KVPOOL_HAVE_CUDA) {
-        kvp_log(LOG_ERR, "daemon.backend = cuda: this kvpool was built without CUDA");
+        COMPLAIN(shell, "daemon.backend = cuda: this kvpool was built without CUDA");
         return KVP_ENODEV;
     }
     if (wanted == KVP_BACKEND_CUDA && !has_gpu()) {
-        kvp_log(LOG_ERR, "daemon.backend = cuda: there is no NVIDIA GPU here (/dev/nvidiactl, /dev/nvidia0)");
+        COMPLAIN(shell, "daemon.backend = cuda: there is no NVIDIA GPU here (/dev/nvidiactl, /dev/nvidia0)");
         return KVP_ENODEV;
     }
     shell->backend = wanted != KVP_BACKEND_HOST && KVPOOL_HAVE_CUDA && has_gpu() ? "cuda" : "host";
@@ -359,7 +362,7 @@ static enum kvp_status open_place(struct kvp_shell *shell)
     enum kvp_status status = kvp_place_take(&spec, &shell->inherited, &shell->place, text);
 
     if (status != KVP_OK)
-        kvp_log(LOG_ERR, "%s", text);
+        COMPLAIN(shell, "%s", text);
     return status;
 }
 
@@ -389,7 +392,7 @@ static enum kvp_status park_and_wait(struct kvp_shell *shell, const char *name, 
     if (status == KVP_OK)
         status = waiting.status;
     if (status != KVP_OK)
-        kvp_log(LOG_ERR, "the service manager does not keep %s: %s", name, kvp_status_text(status));
+        COMPLAIN(shell, "the service manager does not keep %s: %s", name, kvp_status_text(status));
     return status;
 }
 
@@ -451,8 +454,8 @@ static enum kvp_status adopt_ledger(struct kvp_shell *shell, int fd)
     if (status == KVP_OK)
         status = audit_ledger(&shell->ledger, &why);
     if (status != KVP_OK)
-        kvp_log(LOG_ERR, "the ledger that was kept can not be adopted: %s. --discard-state gives it up, with all pools",
-                why);
+        COMPLAIN(shell, "the ledger that was kept can not be adopted: %s. --discard-state gives it up, with all pools",
+                 why);
     return status;
 }
 
@@ -546,7 +549,10 @@ static enum kvp_status open_doors(struct kvp_shell *shell)
         rpc.tls_key = config->grpc.tls_key;
         rpc.tls_ca = config->grpc.tls_ca;
     }
-    return kvp_rpc_start(&shell->loop, shell->core, &rpc, &shell->rpc);
+    status = kvp_rpc_start(&shell->loop, shell->core, &rpc, &shell->rpc);
+    if (status != KVP_OK && !shell->complained)
+        COMPLAIN(shell, "gRPC can not be served: %s", kvp_status_text(status));
+    return status;
 }
 
 static void ready(struct kvp_shell *shell)
@@ -612,7 +618,10 @@ enum kvp_status kvp_shell_open(const struct kvp_config *config, bool discard_sta
     if (status == KVP_OK)
         status = open_doors(shell);
     if (status != KVP_OK) {
-        kvp_log(LOG_ERR, "kvpoold does not start: %s", kvp_status_text(status));
+        if (shell->complained)
+            kvp_log(LOG_ERR, "kvpoold does not start");
+        else
+            kvp_log(LOG_ERR, "kvpoold does not start: %s", kvp_status_text(status));
         kvp_shell_close(shell);
         return status;
     }

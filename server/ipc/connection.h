@@ -59,6 +59,9 @@ struct kvp_session_door {
     uv_timer_t pause;
     unsigned open_handles;
     bool draining;
+    int spare_fd;         /* given up for a moment to turn a connection away when there is no other; -1: none */
+    uint64_t said_ms;     /* the loop's time of the last line about connections not taken; 0: never */
+    unsigned unsaid;      /* connections not taken since */
     struct kvp_connection *connections;
     struct kvp_connection *by_slot[KVP_SESSIONS_MAX];
     unsigned open, dead; /* connections with a socket, without one */

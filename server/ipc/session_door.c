@@ -16,6 +16,7 @@
 
 #define ACCEPTS_A_TURN    16  /* then the others get theirs */
 #define ACCEPT_PAUSE_MS   100 /* when there are no fds left */
+#define SAY_MS            5000 /* from one line about connections that are not taken to the next */
 #define DEAD_BEFORE_SWEEP 64  /* connections without a socket */
 
 /* ---- a connection's beginning -------------------------------------------------------------------------------------------- */
@@ -61,7 +62,24 @@ static enum kvp_status park(struct kvp_connection *connection)
     return KVP_OK;
 }
 
-static void turn_away(int socket, enum kvp_status status, const char *why)
+/* Clients that try again and again do not fill the log. */
+static void say_not_taken(struct kvp_session_door *door, int level, const char *why)
+{
+    uint64_t now_ms = uv_now(door->loop);
+
+    if (door->said_ms != 0 && now_ms - door->said_ms < SAY_MS) {
+        door->unsaid++;
+        return;
+    }
+    if (door->unsaid > 0)
+        kvp_log(level, "a connection was turned away, like %u since the last such line: %s", door->unsaid, why);
+    else
+        kvp_log(level, "a connection was turned away: %s", why);
+    door->said_ms = now_ms > 0 ? now_ms : 1;
+    door->unsaid = 0;
+}
+
+static void turn_away(struct kvp_session_door *door, int socket, enum kvp_status status, const char *why)
 {
     Kvpool__V1__Error error = KVPOOL__V1__ERROR__INIT;
     struct kvp_wire_packet packet;
@@ -73,7 +91,7 @@ static void turn_away(int socket, enum kvp_status status, const char *why)
         kvp_wire_packet_free(&packet);
     }
     close(socket);
-    kvp_log(LOG_WARNING, "a connection was turned away: %s", why);
+    say_not_taken(door, LOG_WARNING, why);
 }
 
 /**
@@ -137,19 +155,21 @@ static void welcome(struct kvp_session_door *door, int socket)
     enum kvp_status status;
 
     if (door->open >= door->config.connections) {
-        turn_away(socket, KVP_ELIMIT, "limits.connections is reached");
+        turn_away(door, socket, KVP_ELIMIT, "limits.connections is reached");
         return;
     }
     status = kvp_peer_identify(socket, &peer);
     if (status != KVP_OK) {
-        turn_away(socket, status, status == KVP_ENODEV ? "its process can not be watched from here (SO_PEERPIDFD is missing)"
-                                                       : kvp_status_text(status));
+        turn_away(door, socket, status,
+                  status == KVP_ENODEV   ? "its process can not be watched from here (SO_PEERPIDFD is missing)"
+                  : status == KVP_ENOMEM ? "no file descriptor is left, or no memory"
+                                         : kvp_status_text(status));
         return;
     }
     connection = connection_new(door, socket, peer.pidfd);
     if (connection == NULL) {
         close(peer.pidfd);
-        turn_away(socket, KVP_ENOMEM, "out of memory");
+        turn_away(door, socket, KVP_ENOMEM, "out of memory");
         return;
     }
     connection->call.caller = caller_of(&peer);
@@ -159,7 +179,7 @@ static void welcome(struct kvp_session_door *door, int socket)
 
         kvp_connection_free(connection);
         if (copy >= 0)
-            turn_away(copy, status, "there is no room for another session, or the daemon is stopping");
+            turn_away(door, copy, status, "there is no room for another session, or the daemon is stopping");
         return;
     }
     connection_join(connection, session);
@@ -217,12 +237,35 @@ enum kvp_status kvp_session_door_adopt(struct kvp_session_door *door, struct kvp
 
 static void on_listen(uv_poll_t *poll, int status, int events);
 
+static int open_spare(void)
+{
+    return open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 static void accept_again(uv_timer_t *timer)
 {
     struct kvp_session_door *door = timer->data;
 
+    if (door->spare_fd < 0)
+        door->spare_fd = open_spare();
+
     if (!door->draining)
         uv_poll_start(&door->on_listen, UV_READABLE, on_listen);
+}
+
+/* There is no fd for the connection that waits: with the spare one it is taken and told so. @return whether it was */
+static bool refuse_with_spare(struct kvp_session_door *door)
+{
+    int socket;
+
+    if (door->spare_fd < 0)
+        return false;
+    close(door->spare_fd);
+    socket = accept4(door->config.listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (socket >= 0)
+        turn_away(door, socket, KVP_ENOMEM, "no file descriptor is left for it (LimitNOFILE=)");
+    door->spare_fd = open_spare();
+    return socket >= 0;
 }
 
 static void on_listen(uv_poll_t *poll, int status, int events)
@@ -242,7 +285,9 @@ static void on_listen(uv_poll_t *poll, int status, int events)
         } else if (errno != EINTR && errno != ECONNABORTED) {
             if (errno == EAGAIN || errno == EWOULDBLOCK)
                 return;
-            kvp_log(LOG_ERR, "no connection can be accepted: %s", strerror(errno));
+            if ((errno == EMFILE || errno == ENFILE) && refuse_with_spare(door))
+                continue;
+            say_not_taken(door, LOG_ERR, strerror(errno));
             uv_poll_stop(&door->on_listen);
             uv_timer_start(&door->pause, accept_again, ACCEPT_PAUSE_MS, 0);
             return;
@@ -295,6 +340,7 @@ enum kvp_status kvp_session_door_open(uv_loop_t *loop, struct kvp_clock *clock, 
     door->later = later;
     door->config = *config;
     door->unpack_left = config->unpack_bytes;
+    door->spare_fd = open_spare();
     if (uv_poll_init(loop, &door->on_listen, config->listen_fd) != 0) {
         free(door);
         return KVP_ENOMEM;
@@ -320,6 +366,8 @@ void kvp_session_door_close(struct kvp_session_door *door)
 {
     while (door->connections != NULL)
         kvp_connection_free(door->connections);
+    if (door->spare_fd >= 0)
+        close(door->spare_fd);
     uv_close((uv_handle_t *)&door->pause, door_handle_closed);
     uv_close((uv_handle_t *)&door->on_listen, door_handle_closed);
 }

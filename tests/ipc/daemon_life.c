@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -164,6 +165,104 @@ START_TEST(connections_over_the_limit_are_turned_away_with_the_reason)
     for (int i = 0; i < 4; i++)
         close(sockets[i]);
     ck_assert_int_eq(test_daemon_stop(&server), 0);
+}
+END_TEST
+
+/* All that it still says, to its end. */
+static void read_log_to_the_end(char *ret_log, size_t size)
+{
+    size_t n = 0;
+    ssize_t got;
+
+    while ((got = read(server.log, ret_log + n, size - 1 - n)) > 0)
+        n += (size_t)got;
+    ret_log[n] = 0;
+}
+
+/* The status of a first call, and its text. A daemon that turned the connection away may have closed it before the call
+ * is sent, or without reading it: that is told once, by EPIPE or ECONNRESET, and what it said is there all the same. */
+static enum kvp_status knock(int socket, char ret_text[256])
+{
+    Kvpool__V1__GetStatsRequest request = KVPOOL__V1__GET_STATS_REQUEST__INIT;
+    static struct kvp_wire_frame frame;
+    struct kvp_wire_packet packet;
+    Kvpool__V1__Error *error;
+    enum kvp_status status;
+
+    ret_text[0] = 0;
+    ck_assert_int_eq(kvp_wire_pack(KVPOOL__V1__METHOD__METHOD_GET_STATS, 0, KVP_OK, 1, &request.base, &packet), KVP_OK);
+    kvp_wire_send(socket, &packet, NULL, 0);
+    kvp_wire_packet_free(&packet);
+    status = kvp_wire_receive(socket, false, &frame);
+    if (status == KVP_EDISCONNECTED)
+        status = kvp_wire_receive(socket, false, &frame);
+    ck_assert_msg(status == KVP_OK, "no answer: %s", kvp_status_name(status));
+    status = frame.envelope.status;
+    if (status != KVP_OK) {
+        error = kvpool__v1__error__unpack(NULL, frame.envelope.bytes, frame.bytes);
+        ck_assert_ptr_nonnull(error);
+        snprintf(ret_text, 256, "%s", error->message);
+        kvpool__v1__error__free_unpacked(error, NULL);
+    }
+    kvp_wire_release(&frame);
+    return status;
+}
+
+#define FILLING_MAX 64
+
+START_TEST(without_file_descriptors_connections_are_turned_away_with_the_reason_and_few_lines)
+{
+    struct rlimit limit = {.rlim_cur = 0};
+    int filling[FILLING_MAX], n = 0, socket;
+    char log[8192], text[256];
+    unsigned lines = 0;
+
+    test_daemon_start(&server, NULL, NULL);
+    limit.rlim_cur = limit.rlim_max = test_fd_count(server.pid) + 8;
+    ck_assert_int_eq(prlimit(server.pid, RLIMIT_NOFILE, &limit, NULL), 0);
+    for (;;) {
+        ck_assert_int_lt(n, FILLING_MAX);
+        filling[n] = test_connect(&server);
+        if (knock(filling[n++], text) != KVP_OK)
+            break;
+    }
+    ck_assert_int_ge(n, 2); /* one was served, before there were no more */
+    for (int i = 0; i < 50; i++) {
+        socket = test_connect(&server);
+        ck_assert_str_eq(kvp_status_name(knock(socket, text)), "KVP_ENOMEM");
+        ck_assert_msg(strstr(text, "file descriptor") != NULL, "%s", text);
+        ck_assert(test_hung_up(socket));
+        close(socket);
+    }
+    ck_assert_int_eq(knock(filling[0], text), KVP_OK); /* who was there is served on */
+    for (int i = 0; i < n; i++)
+        close(filling[i]);
+    kill(server.pid, SIGTERM);
+    read_log_to_the_end(log, sizeof(log));
+    for (const char *at = log; (at = strstr(at, "turned away")) != NULL; at++)
+        lines++;
+    ck_assert_uint_ge(lines, 1);
+    ck_assert_msg(lines <= 5, "%s", log);
+    ck_assert_int_eq(test_daemon_wait(&server), 0);
+    ck_assert_int_eq(rmdir(server.dir), 0);
+}
+END_TEST
+
+START_TEST(why_it_does_not_start_is_said_once_and_not_as_something_else)
+{
+    char dir[200], path[300], log[4096];
+
+    test_folder(dir);
+    path_in(dir, "kvpool.lock", path);
+    ck_assert_int_eq(mkdir(path, 0700), 0); /* in the place of the lock */
+    test_daemon_spawn(&server, dir, NULL, NULL, -1);
+    read_log_to_the_end(log, sizeof(log));
+    ck_assert_msg(strstr(log, "kvpool.lock: Is a directory\n") != NULL, "%s", log);
+    ck_assert_msg(strstr(log, "kvpoold does not start\n") != NULL, "%s", log);
+    ck_assert_msg(strstr(log, kvp_status_text(KVP_EINVAL)) == NULL, "%s", log);
+    ck_assert_int_eq(test_daemon_wait(&server), 1);
+    ck_assert_int_eq(rmdir(path), 0);
+    ck_assert_int_eq(rmdir(dir), 0);
 }
 END_TEST
 
@@ -361,6 +460,8 @@ int main(void)
     tcase_add_test(tests, a_file_in_the_place_of_a_socket_is_not_touched);
     tcase_add_test(tests, what_it_can_not_do_it_says_and_exits_1);
     tcase_add_test(tests, connections_over_the_limit_are_turned_away_with_the_reason);
+    tcase_add_test(tests, without_file_descriptors_connections_are_turned_away_with_the_reason_and_few_lines);
+    tcase_add_test(tests, why_it_does_not_start_is_said_once_and_not_as_something_else);
     tcase_add_test(tests, a_socket_that_systemd_passed_is_used_and_left_alone);
     suite_add_tcase(suite, tests);
     tcase_set_timeout(managed, 60);
