@@ -9,6 +9,8 @@
  * object: kills, kills_at {after_peek, after_commit, before_reply, after_reply}, lost_calls, repeated_calls,
  * corrupt_bytes, leaked_pages, worker_restarts, pause_p50_ms, pause_p99_ms. Exits 1 if anything was lost.
  *
+ * KVPOOL_TEST_KEEP=1 leaves the folder with the workers' logs where it is.
+ *
  * A pause is from the kill to the answer of the first call made after it, by this process, over its own session.
  */
 #include "kill_point.h"
@@ -43,6 +45,33 @@ struct trial {
     unsigned long long lost, repeated;
     unsigned restarts;
 };
+
+static struct trial trial;
+static pid_t main_pid; /* children that exit remove nothing */
+
+/* At every exit: nothing is left running, nor in the folder. KVPOOL_TEST_KEEP leaves the folder to look at. */
+static void clean_up(void)
+{
+    char command[256];
+    int status;
+
+    if (getpid() != main_pid)
+        return;
+    for (unsigned i = 0; i < FAULT_WORKERS; i++)
+        if (trial.workers[i] > 0 && kill(trial.workers[i], SIGKILL) == 0)
+            waitpid(trial.workers[i], &status, 0);
+    if (trial.keeper > 0 && kill(trial.keeper, SIGTERM) == 0)
+        waitpid(trial.keeper, &status, 0);
+    if (trial.folder[0] == 0)
+        return;
+    if (getenv("KVPOOL_TEST_KEEP") != NULL) {
+        fprintf(stderr, "kill_daemon: %s is kept\n", trial.folder);
+        return;
+    }
+    snprintf(command, sizeof(command), "rm -rf '%s'", trial.folder);
+    if (system(command) != 0)
+        fprintf(stderr, "kill_daemon: %s can not be removed\n", trial.folder);
+}
 
 static void fail(const char *what)
 {
@@ -394,54 +423,56 @@ static void parse(struct trial *t, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static struct trial t;
+    struct trial *t = &trial;
     struct kvp_connect_options options = {.connect_ms = 10000, .reconnect_ms = 20000, .call_ms = 30000};
     const char *temp = getenv("TMPDIR");
     uint32_t violations = 0;
     int status, result;
     long leaked;
-    char command[256];
 
-    parse(&t, argc, argv);
-    if (!t.json)
-        printf("seed %llu\n", (unsigned long long)t.seed);
+    parse(t, argc, argv);
+    if (!t->json)
+        printf("seed %llu\n", (unsigned long long)t->seed);
     fflush(stdout);
-    snprintf(t.folder, sizeof(t.folder), "%s/kill_daemon.XXXXXX", temp != NULL ? temp : "/tmp");
-    if (mkdtemp(t.folder) == NULL)
-        fail(t.folder);
-    snprintf(t.endpoint, sizeof(t.endpoint), "%s/kvpool.sock", t.folder);
-    snprintf(t.word_path, sizeof(t.word_path), "%s/kill", t.folder);
-    t.word = map_file(t.word_path, 4096);
-    t.shared = mmap(NULL, sizeof(*t.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    t.pauses_ms = calloc(t.kills, sizeof(double));
-    if (t.shared == MAP_FAILED || t.pauses_ms == NULL)
-        fail("memory");
-    start_keeper(&t);
-    start_workers(&t); /* before this process has a client: they are forked */
-    if (kvp_connect(t.endpoint, &options, &t.client) != KVP_OK)
-        fail("connect");
-    fault_make_pool(t.client);
-    atomic_store(&t.shared->go, 1);
-    wait_for(&t, false);
-    while (t.done < t.kills && t.restarts == 0) {
-        kill_once(&t);
-        count_restarts(&t);
+    snprintf(t->folder, sizeof(t->folder), "%s/kill_daemon.XXXXXX", temp != NULL ? temp : "/tmp");
+    if (mkdtemp(t->folder) == NULL) {
+        perror(t->folder);
+        return 1;
     }
-    atomic_store(&t.shared->stop, 1);
-    wait_for(&t, true);
-    if (t.restarts == 0)
-        judge(&t);
-    atomic_store(&t.shared->stop, 2);
-    for (unsigned i = 0; i < FAULT_WORKERS; i++)
-        if (t.workers[i] > 0 && (waitpid(t.workers[i], &status, 0) != t.workers[i] || status != 0))
-            t.restarts++;
-    leaked = leaked_pages(&t);
-    if (kvp_audit(t.client, &violations, NULL, NULL) != KVP_OK)
+    main_pid = getpid();
+    atexit(clean_up);
+    snprintf(t->endpoint, sizeof(t->endpoint), "%s/kvpool.sock", t->folder);
+    snprintf(t->word_path, sizeof(t->word_path), "%s/kill", t->folder);
+    t->word = map_file(t->word_path, 4096);
+    t->shared = mmap(NULL, sizeof(*t->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    t->pauses_ms = calloc(t->kills, sizeof(double));
+    if (t->shared == MAP_FAILED || t->pauses_ms == NULL)
+        fail("memory");
+    start_keeper(t);
+    start_workers(t); /* before this process has a client: they are forked */
+    if (kvp_connect(t->endpoint, &options, &t->client) != KVP_OK)
+        fail("connect");
+    fault_make_pool(t->client);
+    atomic_store(&t->shared->go, 1);
+    wait_for(t, false);
+    while (t->done < t->kills && t->restarts == 0) {
+        kill_once(t);
+        count_restarts(t);
+    }
+    atomic_store(&t->shared->stop, 1);
+    wait_for(t, true);
+    if (t->restarts == 0)
+        judge(t);
+    atomic_store(&t->shared->stop, 2);
+    for (unsigned i = 0; i < FAULT_WORKERS; i++) {
+        if (t->workers[i] > 0 && (waitpid(t->workers[i], &status, 0) != t->workers[i] || status != 0))
+            t->restarts++;
+        t->workers[i] = 0;
+    }
+    leaked = leaked_pages(t);
+    if (kvp_audit(t->client, &violations, NULL, NULL) != KVP_OK)
         fail("audit");
-    result = report(&t, leaked, violations);
-    kvp_disconnect(t.client);
-    kill(t.keeper, SIGTERM);
-    waitpid(t.keeper, &status, 0);
-    snprintf(command, sizeof(command), "rm -rf '%s'", t.folder);
-    return system(command) != 0 ? 1 : result;
+    result = report(t, leaked, violations);
+    kvp_disconnect(t->client);
+    return result;
 }

@@ -39,6 +39,33 @@ struct trial {
     unsigned wrong_exits;
 };
 
+static struct trial trial;
+static pid_t main_pid; /* children that exit remove nothing */
+
+/* At every exit: nothing is left running, nor in the folder. KVPOOL_TEST_KEEP leaves the folder to look at. */
+static void clean_up(void)
+{
+    char command[256];
+    int status;
+
+    if (getpid() != main_pid)
+        return;
+    for (unsigned i = 0; i < FAULT_WORKERS; i++)
+        if (trial.workers[i] > 0 && kill(trial.workers[i], SIGKILL) == 0)
+            waitpid(trial.workers[i], &status, 0);
+    if (trial.daemon > 0 && kill(trial.daemon, SIGTERM) == 0)
+        waitpid(trial.daemon, &status, 0);
+    if (trial.folder[0] == 0)
+        return;
+    if (getenv("KVPOOL_TEST_KEEP") != NULL) {
+        fprintf(stderr, "kill_worker: %s is kept\n", trial.folder);
+        return;
+    }
+    snprintf(command, sizeof(command), "rm -rf '%s'", trial.folder);
+    if (system(command) != 0)
+        fprintf(stderr, "kill_worker: %s can not be removed\n", trial.folder);
+}
+
 static void fail(const char *what)
 {
     fprintf(stderr, "kill_worker: %s: %s %s\n", what, kvp_error_text(), errno != 0 ? strerror(errno) : "");
@@ -125,8 +152,10 @@ static void kill_once(struct trial *t)
     kill(t->workers[i], SIGKILL);
     if (waitpid(t->workers[i], &status, 0) != t->workers[i] || !WIFSIGNALED(status)) {
         t->wrong_exits++; /* it had ended by itself: it saw something wrong */
+        t->workers[i] = 0;
         t->corrupt += atomic_load(&t->shared->workers[i].corrupt_bytes);
     } else {
+        t->workers[i] = 0;
         pause.tv_nsec = 200000;
         while (session_is_there(t, session)) {
             if (now_ms() > began + 20000)
@@ -149,6 +178,7 @@ static void stop_workers(struct trial *t)
     for (unsigned i = 0; i < FAULT_WORKERS; i++) {
         if (waitpid(t->workers[i], &status, 0) != t->workers[i] || status != 0)
             t->wrong_exits++;
+        t->workers[i] = 0;
         t->corrupt += atomic_load(&t->shared->workers[i].corrupt_bytes);
     }
 }
@@ -228,56 +258,53 @@ static void parse(struct trial *t, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    static struct trial t;
+    struct trial *t = &trial;
     struct kvp_connect_options options = {.connect_ms = 10000};
     const char *temp = getenv("TMPDIR");
     uint32_t violations = 0;
     long free_now, taken;
-    char command[256];
     double p50, p99;
-    int status;
 
-    parse(&t, argc, argv);
-    if (!t.json)
-        printf("seed %llu\n", (unsigned long long)t.seed);
+    parse(t, argc, argv);
+    if (!t->json)
+        printf("seed %llu\n", (unsigned long long)t->seed);
     fflush(stdout);
-    snprintf(t.folder, sizeof(t.folder), "%s/kill_worker.XXXXXX", temp != NULL ? temp : "/tmp");
-    if (mkdtemp(t.folder) == NULL)
-        fail(t.folder);
-    snprintf(t.endpoint, sizeof(t.endpoint), "%s/kvpool.sock", t.folder);
-    t.shared = mmap(NULL, sizeof(*t.shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    t.reusable_ms = calloc(t.kills, sizeof(double));
-    if (t.shared == MAP_FAILED || t.reusable_ms == NULL)
+    snprintf(t->folder, sizeof(t->folder), "%s/kill_worker.XXXXXX", temp != NULL ? temp : "/tmp");
+    if (mkdtemp(t->folder) == NULL) {
+        perror(t->folder);
+        return 1;
+    }
+    main_pid = getpid();
+    atexit(clean_up);
+    snprintf(t->endpoint, sizeof(t->endpoint), "%s/kvpool.sock", t->folder);
+    t->shared = mmap(NULL, sizeof(*t->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    t->reusable_ms = calloc(t->kills, sizeof(double));
+    if (t->shared == MAP_FAILED || t->reusable_ms == NULL)
         fail("memory");
-    start_daemon(&t);
-    if (kvp_connect(t.endpoint, &options, &t.client) != KVP_OK)
+    start_daemon(t);
+    if (kvp_connect(t->endpoint, &options, &t->client) != KVP_OK)
         fail("connect");
-    fault_make_pool(t.client);
-    atomic_store(&t.shared->go, 1);
+    fault_make_pool(t->client);
+    atomic_store(&t->shared->go, 1);
     for (unsigned i = 0; i < FAULT_WORKERS; i++)
-        start_worker(&t, i);
-    while (t.done < t.kills && t.wrong_exits == 0)
-        kill_once(&t);
-    stop_workers(&t);
-    free_now = free_pages(&t);
-    taken = take_all(&t);
-    if (kvp_audit(t.client, &violations, NULL, NULL) != KVP_OK)
+        start_worker(t, i);
+    while (t->done < t->kills && t->wrong_exits == 0)
+        kill_once(t);
+    stop_workers(t);
+    free_now = free_pages(t);
+    taken = take_all(t);
+    if (kvp_audit(t->client, &violations, NULL, NULL) != KVP_OK)
         fail("audit");
-    qsort(t.reusable_ms, t.done, sizeof(double), by_value);
-    p50 = t.done > 0 ? t.reusable_ms[t.done / 2] : 0;
-    p99 = t.done > 0 ? t.reusable_ms[t.done * 99 / 100] : 0;
-    if (!t.json)
+    qsort(t->reusable_ms, t->done, sizeof(double), by_value);
+    p50 = t->done > 0 ? t->reusable_ms[t->done / 2] : 0;
+    p99 = t->done > 0 ? t->reusable_ms[t->done * 99 / 100] : 0;
+    if (!t->json)
         printf("%u workers killed; pages reusable after p50 %.1f ms, p99 %.1f ms; audit: %u violations; %u workers saw "
                "something wrong\n",
-               t.done, p50, p99, violations, t.wrong_exits);
+               t->done, p50, p99, violations, t->wrong_exits);
     printf("{\"kills\": %u, \"lost_pages\": %ld, \"leaked_pages\": %ld, \"corrupt_bytes\": %llu, "
            "\"reusable_p50_ms\": %.2f, \"reusable_p99_ms\": %.2f}\n",
-           t.done, free_now - taken, (long)FAULT_PAGES - free_now, t.corrupt, p50, p99);
-    kvp_disconnect(t.client);
-    kill(t.daemon, SIGTERM);
-    waitpid(t.daemon, &status, 0);
-    snprintf(command, sizeof(command), "rm -rf '%s'", t.folder);
-    if (system(command) != 0)
-        return 1;
-    return t.wrong_exits + violations == 0 && t.corrupt == 0 && free_now == FAULT_PAGES && taken == free_now ? 0 : 1;
+           t->done, free_now - taken, (long)FAULT_PAGES - free_now, t->corrupt, p50, p99);
+    kvp_disconnect(t->client);
+    return t->wrong_exits + violations == 0 && t->corrupt == 0 && free_now == FAULT_PAGES && taken == free_now ? 0 : 1;
 }
