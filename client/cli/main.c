@@ -104,7 +104,11 @@ static unsigned put_commands(FILE *to, const char *group)
             if (n++ == 0)
                 fputs("Commands:\n", to);
             snprintf(usage, sizeof(usage), "%s %s", c->words, c->arguments);
-            put_words(to, c->help, (size_t)fprintf(to, "  %-*s", LIST_INDENT - 2, usage));
+            if (strlen(usage) > LIST_INDENT - 2)
+                fprintf(to, "  %s\n%*s", usage, LIST_INDENT, "");
+            else
+                fprintf(to, "  %-*s", LIST_INDENT - 2, usage);
+            put_words(to, c->help, LIST_INDENT);
         }
     }
     return n;
