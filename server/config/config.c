@@ -405,7 +405,7 @@ const char *kvp_config_flag(const char *flag)
     return NULL;
 }
 
-/* ---- all together ----------------------------------------------------------------------------------------------------- */
+/* ---- all together ------------------------------------------------------------------------------------------------ */
 
 static bool is_loopback(const struct sockaddr *address)
 {

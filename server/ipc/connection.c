@@ -326,7 +326,8 @@ static bool unpack_request(struct kvp_connection *connection, const struct kvp_m
         refuse(connection, status, "%s: the message takes over %zu bytes unpacked; that is all there is for it",
                method->name, budget);
     else
-        refuse(connection, status, "the body of %u bytes is not a message of %s, or a string in it is not UTF-8 or has a NUL in it",
+        refuse(connection, status,
+               "the body of %u bytes is not a message of %s, or a string in it is not UTF-8 or has a NUL in it",
                frame->envelope.bytes, method->request->short_name);
     return false;
 }

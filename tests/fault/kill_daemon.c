@@ -150,7 +150,8 @@ static void start_workers(struct trial *t)
 static bool all(struct trial *t, bool finished)
 {
     for (unsigned i = 0; i < FAULT_WORKERS; i++)
-        if ((finished && atomic_load(&t->shared->mail[i].full) != 0) || atomic_load(finished ? &t->shared->workers[i].finished : &t->shared->workers[i].ready) == 0)
+        if ((finished && atomic_load(&t->shared->mail[i].full) != 0) ||
+            atomic_load(finished ? &t->shared->workers[i].finished : &t->shared->workers[i].ready) == 0)
             return false;
     return true;
 }
