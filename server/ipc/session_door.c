@@ -63,7 +63,7 @@ static enum kvp_status park(struct kvp_connection *connection)
 }
 
 /* Clients that try again and again do not fill the log. */
-static void say_not_taken(struct kvp_session_door *door, int level, const char *why)
+static void say_not_taken(struct kvp_session_door *door, int level, const char *what, const char *why)
 {
     uint64_t now_ms = uv_now(door->loop);
 
@@ -72,9 +72,9 @@ static void say_not_taken(struct kvp_session_door *door, int level, const char *
         return;
     }
     if (door->unsaid > 0)
-        kvp_log(level, "a connection was turned away, like %u since the last such line: %s", door->unsaid, why);
+        kvp_log(level, "%s: %s; %u more since the last such line", what, why, door->unsaid);
     else
-        kvp_log(level, "a connection was turned away: %s", why);
+        kvp_log(level, "%s: %s", what, why);
     door->said_ms = now_ms > 0 ? now_ms : 1;
     door->unsaid = 0;
 }
@@ -91,7 +91,7 @@ static void turn_away(struct kvp_session_door *door, int socket, enum kvp_status
         kvp_wire_packet_free(&packet);
     }
     close(socket);
-    say_not_taken(door, LOG_WARNING, why);
+    say_not_taken(door, LOG_WARNING, "a connection was turned away", why);
 }
 
 /**
@@ -287,7 +287,7 @@ static void on_listen(uv_poll_t *poll, int status, int events)
                 return;
             if ((errno == EMFILE || errno == ENFILE) && refuse_with_spare(door))
                 continue;
-            say_not_taken(door, LOG_ERR, strerror(errno));
+            say_not_taken(door, LOG_ERR, "no connection can be accepted", strerror(errno));
             uv_poll_stop(&door->on_listen);
             uv_timer_start(&door->pause, accept_again, ACCEPT_PAUSE_MS, 0);
             return;
