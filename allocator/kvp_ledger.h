@@ -417,7 +417,7 @@ struct kvp_page_view {
 enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
                              struct kvp_page_view *ret_view);
 
-/* ---- buffers: memory that sessions registered ------------------------------------------------------------------- */
+/* ---- buffers: memory that sessions registered -------------------------------------------------------------------- */
 
 struct kvp_buffer_view {
     struct kvp_session_id session;

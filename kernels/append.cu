@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(KVP_BLOCK_THREADS) append_kernel(const __grid_
 
 static_assert(UNROLL == DENSE_UNROLL_MID, "one set of teams serves both kernels");
 
-/* ---- the host's part ------------------------------------------------------------------------------------------ */
+/* ---- the host's part --------------------------------------------------------------------------------------------- */
 
 /* One call's arguments, of either direction. */
 struct call {

@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(KVP_BLOCK_THREADS) finish_kernel(const __grid_
         p.sums[i] = kvp_digest_finish(p.sums[i], p.words);
 }
 
-/* ---- the host's part ------------------------------------------------------------------------------------------ */
+/* ---- the host's part --------------------------------------------------------------------------------------------- */
 
 static struct plane_words plane_words_of(const struct kvp_plane_view *plane, uint32_t page_tokens, uint64_t first_word,
                                          bool pairs)

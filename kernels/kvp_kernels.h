@@ -44,7 +44,7 @@ extern "C" {
 #define KVP_INDEX_BATCH_MAX 4096 /* sequences in one index step */
 #define KVP_LAUNCH_PLANES   256  /* planes in one launch; a call with more launches as often as it takes */
 
-/* ---- what the operations share -------------------------------------------------------------------------------- */
+/* ---- what the operations share ----------------------------------------------------------------------------------- */
 
 /* One plane, or any tensor of the form [page, token, head, element] whose last dimension is dense. Strides in bytes, ≥
  * 0; heads, dim and page_tokens such that the bytes of one page of it stay below 2^31. */
@@ -154,7 +154,7 @@ struct kvp_address {
     const uint32_t *row_versions; /* ROWS: [batch], or NULL; else a row of another version is stale (needs heads) */
 };
 
-/* ---- append --------------------------------------------------------------------------------------------------- */
+/* ---- append ------------------------------------------------------------------------------------------------------ */
 
 /*
  * Store nnz tokens into their places, in all planes. Bytes are moved as they are: source and plane have one dtype.
@@ -234,7 +234,7 @@ struct kvp_gather_args {
 enum kvp_status kvp_cuda_gather(const struct kvp_gather_args *args, void *stream);
 enum kvp_status kvp_host_gather(const struct kvp_gather_args *args, int threads);
 
-/* ---- index ---------------------------------------------------------------------------------------------------- */
+/* ---- index ------------------------------------------------------------------------------------------------------- */
 
 enum kvp_index_source {
     KVP_INDEX_ROWS = 1,  /* seq_slots over kvpool's table; start from start_lengths, progress or the table's heads */
@@ -320,7 +320,7 @@ struct kvp_index_args {
 enum kvp_status kvp_cuda_index(const struct kvp_index_args *args, void *stream);
 enum kvp_status kvp_host_index(const struct kvp_index_args *args, int threads);
 
-/* ---- progress ------------------------------------------------------------------------------------------------- */
+/* ---- progress ---------------------------------------------------------------------------------------------------- */
 
 /*
  * Say how many tokens are written: progress[seq_slots[i]] = versions[i] << 32 | lengths[i], one aligned 8-byte store of
@@ -341,7 +341,7 @@ struct kvp_progress_args {
 enum kvp_status kvp_cuda_progress(const struct kvp_progress_args *args, void *stream);
 enum kvp_status kvp_host_progress(const struct kvp_progress_args *args, int threads);
 
-/* ---- pages ---------------------------------------------------------------------------------------------------- */
+/* ---- pages ------------------------------------------------------------------------------------------------------- */
 
 /*
  * Copy pages by a list, within a pool or from one pool to another, of one device or (peer access enabled by the caller)

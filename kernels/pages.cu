@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(KVP_BLOCK_THREADS) pages_kernel(const __grid_c
         move_page_part<V, false>(s, source, destination, min(copy.tokens, s.page_tokens), part);
 }
 
-/* ---- the host's part ------------------------------------------------------------------------------------------ */
+/* ---- the host's part --------------------------------------------------------------------------------------------- */
 
 struct call {
     enum page_list list;

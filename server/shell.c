@@ -55,7 +55,7 @@ struct kvp_shell {
 
 #define COMPLAIN(shell, ...) ((shell)->complained = true, kvp_log(LOG_ERR, __VA_ARGS__))
 
-/* ---- actions: what the core asks for ----------------------------------------------------------------------------------- */
+/* ---- actions: what the core asks for ----------------------------------------------------------------------------- */
 
 /* @return false: one of them is not there (the core asked for what it had not made: a fault of ours) */
 static bool fds_of(struct kvp_shell *shell, const struct kvp_thing *things, unsigned n, int *ret_fds)
@@ -233,7 +233,7 @@ static void thing_ready(void *ctx, struct kvp_thing thing, enum kvp_status statu
     kvp_core_thing_ready(shell->core, thing, status, address, bytes);
 }
 
-/* ---- the end ------------------------------------------------------------------------------------------------------------- */
+/* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 static void limit_reached(uv_timer_t *timer)
 {
@@ -295,7 +295,7 @@ static void on_signal(uv_signal_t *signal, int number)
     uv_check_start(&shell->after_events, on_check);
 }
 
-/* ---- the beginning ------------------------------------------------------------------------------------------------------- */
+/* ---- the beginning ----------------------------------------------------------------------------------------------- */
 
 static bool has_gpu(void)
 {
@@ -366,7 +366,7 @@ static enum kvp_status open_place(struct kvp_shell *shell)
     return status;
 }
 
-/* ---- the ledger --------------------------------------------------------------------------------------------------------- */
+/* ---- the ledger -------------------------------------------------------------------------------------------------- */
 
 struct waiting {
     bool done;
@@ -505,7 +505,7 @@ static enum kvp_status open_core(struct kvp_shell *shell)
     return KVP_OK;
 }
 
-/* ---- the doors ---------------------------------------------------------------------------------------------------------- */
+/* ---- the doors --------------------------------------------------------------------------------------------------- */
 
 static void rpc_log(void *ctx, int level, const char *line)
 {

@@ -94,7 +94,7 @@ static void fail(const char *what)
     exit(1);
 }
 
-/* ---- the store ----------------------------------------------------------------------------------------------------- */
+/* ---- the store --------------------------------------------------------------------------------------------------- */
 
 static size_t names_bytes(void)
 {
@@ -130,7 +130,7 @@ static void drop(const char *name)
     keeper.n_kept = left;
 }
 
-/* ---- starting the daemon ------------------------------------------------------------------------------------------- */
+/* ---- starting the daemon ----------------------------------------------------------------------------------------- */
 
 /* After fork, one thread: the kept fds come to lie at 3, 4, …, in two steps so that none is overwritten on its way. */
 static void exec_daemon(void)
@@ -188,7 +188,7 @@ static void start_daemon(void)
     keeper.alive_ms = now_ms();
 }
 
-/* ---- what the daemon says ------------------------------------------------------------------------------------------ */
+/* ---- what the daemon says ---------------------------------------------------------------------------------------- */
 
 static void heard(char *text, int *fds, unsigned n_fds)
 {
@@ -260,7 +260,7 @@ static bool hear(void)
     return true;
 }
 
-/* ---- its death ----------------------------------------------------------------------------------------------------- */
+/* ---- its death --------------------------------------------------------------------------------------------------- */
 
 static void daemon_died(int status)
 {
@@ -349,7 +349,7 @@ static int due(void)
     return next == UINT64_MAX ? -1 : next <= now ? 0 : (int)(next - now);
 }
 
-/* ---- start --------------------------------------------------------------------------------------------------------- */
+/* ---- start ------------------------------------------------------------------------------------------------------- */
 
 /* An abstract address of the kernel's choice: nothing to remove, and nobody guesses it before it is bound. */
 static void open_notify_socket(void)

@@ -86,7 +86,7 @@ KVP_INLINE uint8_t kvp_e5m2_of_float(float value)
     return kvp_fp8_of_float(value, 21, 112, 57344.0f, 0x1p-14f, 0x1p7f);
 }
 
-/* ---- the way back ---- */
+/* ---- the way back ------------------------------------------------------------------------------------------------ */
 
 KVP_INLINE float kvp_float_of_e4m3(uint8_t value)
 {

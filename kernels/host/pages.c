@@ -26,7 +26,7 @@ static uint64_t row_bytes(const struct kvp_plane_view *plane)
     return (uint64_t)plane->dim * kvp_dtype_bytes(plane->dtype);
 }
 
-/* ---- copy ---- */
+/* ---- copy -------------------------------------------------------------------------------------------------------- */
 
 static void copy_entries(void *context, uint64_t first, uint64_t last)
 {
@@ -77,7 +77,7 @@ enum kvp_status kvp_host_page_copy(const struct kvp_page_copy_args *args, int th
     return KVP_OK;
 }
 
-/* ---- gather and scatter ---- */
+/* ---- gather and scatter ------------------------------------------------------------------------------------------ */
 
 struct flat_job {
     const struct kvp_page_flat_args *args;
@@ -143,7 +143,7 @@ enum kvp_status kvp_host_page_scatter(const struct kvp_page_flat_args *args, int
     return move_flat(args, 1, threads);
 }
 
-/* ---- zero ---- */
+/* ---- zero -------------------------------------------------------------------------------------------------------- */
 
 static void zero_entries(void *context, uint64_t first, uint64_t last)
 {

@@ -128,7 +128,7 @@ static uint64_t *number_of(const struct kvp_config *config, const struct option 
     return (uint64_t *)(void *)text_of(config, option);
 }
 
-/* ---- values --------------------------------------------------------------------------------------------------------- */
+/* ---- values ------------------------------------------------------------------------------------------------------ */
 
 static enum kvp_status complain(char *reterr_text, const struct option *option, const char *value, const char *wanted)
 {
@@ -289,7 +289,7 @@ void kvp_config_defaults(struct kvp_config *config)
     }
 }
 
-/* ---- the file ------------------------------------------------------------------------------------------------------- */
+/* ---- the file ---------------------------------------------------------------------------------------------------- */
 
 struct reading {
     struct kvp_config *config;
@@ -374,7 +374,7 @@ enum kvp_status kvp_config_file(struct kvp_config *config, const char *path, cha
     return KVP_OK;
 }
 
-/* ---- the command line ------------------------------------------------------------------------------------------------ */
+/* ---- the command line -------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_config_set(struct kvp_config *config, const char *assignment, char *reterr_text)
 {
@@ -499,7 +499,7 @@ enum kvp_status kvp_config_check(const struct kvp_config *config, char *reterr_t
     return KVP_OK;
 }
 
-/* ---- printing ------------------------------------------------------------------------------------------------------- */
+/* ---- printing ---------------------------------------------------------------------------------------------------- */
 
 static void print_help(const struct option *option, FILE *out)
 {

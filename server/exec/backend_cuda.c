@@ -24,7 +24,7 @@
 #define HALF_MIN    (256ull << 10)
 #define ALIGNMENT   256ull
 
-/* ---- the device ---------------------------------------------------------------------------------------------------- */
+/* ---- the device -------------------------------------------------------------------------------------------------- */
 
 static void format_uuid(const CUuuid *uuid, char ret_id[KVP_EXEC_DEVICE_BYTES])
 {
@@ -149,7 +149,7 @@ static enum kvp_status cuda_processes(const struct kvp_exec_device_info *info, u
     return info->id[0] != 0 ? kvp_nvml_processes(info->id, ret_pids, room, ret_n) : KVP_EAGAIN;
 }
 
-/* ---- a worker ------------------------------------------------------------------------------------------------------ */
+/* ---- a worker ---------------------------------------------------------------------------------------------------- */
 
 struct half {
     unsigned char *host; /* pinned */
@@ -235,7 +235,7 @@ close_worker:
     return status;
 }
 
-/* ---- parts of work ------------------------------------------------------------------------------------------------- */
+/* ---- parts of work ----------------------------------------------------------------------------------------------- */
 
 static uint64_t aligned(uint64_t bytes)
 {
@@ -462,7 +462,7 @@ done:
     return status;
 }
 
-/* ---- all of it ----------------------------------------------------------------------------------------------------- */
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 /* The stream stores the completion value where it can reach it. @param ret_stored it will */
 static enum kvp_status store_done(struct kvp_exec_worker *worker, const struct kvp_exec_work *work, bool *ret_stored,

@@ -110,7 +110,7 @@ static void host_worker_close(struct kvp_exec_worker *worker)
     (void)worker;
 }
 
-/* ---- work ---------------------------------------------------------------------------------------------------------- */
+/* ---- work -------------------------------------------------------------------------------------------------------- */
 
 struct views {
     struct kvp_plane_view planes[KVP_PLANES_MAX];

@@ -68,7 +68,7 @@ void kvp_exec_hello(struct kvp_exec *exec, struct kvp_exec_request *request)
     kvp_exec_reply(exec, request->method, request->tag, &reply.base, -1);
 }
 
-/* ---- geometry ------------------------------------------------------------------------------------------------------ */
+/* ---- geometry ---------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status geometry_of(const Kvpool__V1__PoolSpec *spec, struct kvp_exec_geometry **ret_geometry,
                                    struct kvp_exec_error *reterr)
@@ -183,7 +183,7 @@ static bool same_slab(const struct kvp_exec_slab *slab, const struct kvp_exec_ge
     return same_geometry(slab->geometry, geometry) && slab->asked_bytes == bytes && slab->legacy_ipc == legacy_ipc;
 }
 
-/* ---- making a slab ------------------------------------------------------------------------------------------------- */
+/* ---- making a slab ----------------------------------------------------------------------------------------------- */
 
 struct slab_task {
     struct kvp_exec_work_item item; /* first */
@@ -291,7 +291,7 @@ free_all:
     kvp_exec_refuse(exec, request->method, request->tag, KVP_ENOMEM, "no memory to make a slab with");
 }
 
-/* ---- adopting one -------------------------------------------------------------------------------------------------- */
+/* ---- adopting one ------------------------------------------------------------------------------------------------ */
 
 /* The timelines and, read-only, the table; both files are the daemon's. */
 static enum kvp_status map_pages_of_daemon(struct kvp_exec *exec, struct kvp_exec_slab *slab, int timelines_fd,
@@ -388,7 +388,7 @@ void kvp_exec_slab_drop(struct kvp_exec *exec, struct kvp_exec_request *request)
     kvp_exec_reply(exec, request->method, request->tag, &reply.base, -1);
 }
 
-/* ---- buffers ------------------------------------------------------------------------------------------------------- */
+/* ---- buffers ----------------------------------------------------------------------------------------------------- */
 
 void kvp_exec_buffer_free(struct kvp_exec_object *object, void *arg)
 {

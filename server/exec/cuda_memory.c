@@ -104,7 +104,7 @@ done:
     return status;
 }
 
-/* ---- slabs --------------------------------------------------------------------------------------------------------- */
+/* ---- slabs ------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status create_shared(struct kvp_exec_device *device, uint64_t bytes, struct owned *owned, int *ret_fd,
                                      struct kvp_exec_error *reterr)
@@ -185,7 +185,7 @@ enum kvp_status kvp_cuda_slab_create(struct kvp_exec_device *device, uint64_t by
     return KVP_OK;
 }
 
-/* ---- what others hand over ----------------------------------------------------------------------------------------- */
+/* ---- what others hand over --------------------------------------------------------------------------------------- */
 
 /* An error in what was handed over, not of this process or its context. */
 static enum kvp_status not_ours(struct kvp_exec_error *reterr, enum kvp_status status, const char *what)
@@ -361,7 +361,7 @@ void kvp_cuda_memory_drop(struct kvp_exec_device *device, struct kvp_exec_memory
     free(owned);
 }
 
-/* ---- timelines ----------------------------------------------------------------------------------------------------- */
+/* ---- timelines --------------------------------------------------------------------------------------------------- */
 
 /* Failure is no error: what is not registered is stored by the CPU when the work has ended. */
 void kvp_cuda_timelines_adopt(struct kvp_exec_device *device, void *at, uint64_t bytes)

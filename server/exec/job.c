@@ -42,7 +42,7 @@ static const Kvpool__V1__ExecJobRequest *request_of(const struct kvp_exec_job *j
     return (const void *)job->request->body;
 }
 
-/* ---- rows ---------------------------------------------------------------------------------------------------------- */
+/* ---- rows -------------------------------------------------------------------------------------------------------- */
 
 static uint32_t pages_for(uint32_t tokens, uint32_t page_tokens)
 {
@@ -106,7 +106,7 @@ static enum kvp_status prepare_slots(struct kvp_exec_job *job, struct kvp_exec_e
     return KVP_OK;
 }
 
-/* ---- copies -------------------------------------------------------------------------------------------------------- */
+/* ---- copies ------------------------------------------------------------------------------------------------------ */
 
 static bool conflicts(const struct kvp_page_copy *group, uint32_t n, const struct kvp_page_copy *copy)
 {
@@ -153,7 +153,7 @@ static enum kvp_status prepare_copies(struct kvp_exec_job *job, struct kvp_exec_
     return KVP_OK;
 }
 
-/* ---- the source of an append ----------------------------------------------------------------------------------------- */
+/* ---- the source of an append ------------------------------------------------------------------------------------- */
 
 static uint64_t row_bytes(const struct kvp_plane_spec *plane)
 {
@@ -245,7 +245,7 @@ static enum kvp_status prepare_source(struct kvp_exec *exec, struct kvp_exec_job
     return prepare_strides(job, job->buffer->memory.bytes, reterr);
 }
 
-/* ---- an index job ------------------------------------------------------------------------------------------------------ */
+/* ---- an index job ------------------------------------------------------------------------------------------------ */
 
 static enum kvp_status check_outputs(const struct kvp_exec_job *job, struct kvp_exec_error *reterr)
 {
@@ -331,7 +331,7 @@ static enum kvp_status prepare_index(struct kvp_exec *exec, struct kvp_exec_job 
     return check_outputs(job, reterr);
 }
 
-/* ---- all of it ----------------------------------------------------------------------------------------------------- */
+/* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status prepare_order(struct kvp_exec_job *job, struct kvp_exec_error *reterr)
 {
@@ -388,7 +388,7 @@ static enum kvp_status prepare(struct kvp_exec *exec, struct kvp_exec_job *job, 
     return status == KVP_OK && nnz > 0 ? prepare_slots(job, reterr) : status;
 }
 
-/* ---- its life -------------------------------------------------------------------------------------------------------- */
+/* ---- its life ---------------------------------------------------------------------------------------------------- */
 
 static void job_free(struct kvp_exec *exec, struct kvp_exec_job *job)
 {

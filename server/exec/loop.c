@@ -39,7 +39,7 @@ static const struct method methods[] = {
      kvp_exec_processes_ask},
 };
 
-/* ---- out ----------------------------------------------------------------------------------------------------------- */
+/* ---- out --------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status send_letter(struct kvp_exec *exec, const struct kvp_wire_packet *packet, int fd)
 {
@@ -130,7 +130,7 @@ void kvp_exec_refuse(struct kvp_exec *exec, uint16_t method, uint64_t tag, enum 
         fprintf(stderr, "<3>kvpool-exec: out of memory, a reply is lost: %s\n", text);
 }
 
-/* ---- in ------------------------------------------------------------------------------------------------------------ */
+/* ---- in ---------------------------------------------------------------------------------------------------------- */
 
 void kvp_exec_request_free(struct kvp_exec_request *request)
 {
@@ -204,7 +204,7 @@ static enum kvp_status receive(struct kvp_exec *exec)
     return KVP_OK;
 }
 
-/* ---- the loop ------------------------------------------------------------------------------------------------------ */
+/* ---- the loop ---------------------------------------------------------------------------------------------------- */
 
 static void take_ended(struct kvp_exec *exec)
 {

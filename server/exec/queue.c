@@ -61,7 +61,7 @@ static struct kvp_exec_task *list_take(struct list *list)
     return task;
 }
 
-/* ---- workers ------------------------------------------------------------------------------------------------------- */
+/* ---- workers ----------------------------------------------------------------------------------------------------- */
 
 static void tell_done(struct kvp_exec_queue *queue, struct kvp_exec_task *task)
 {
@@ -123,7 +123,7 @@ static enum kvp_status start_threads(struct kvp_exec_queue *queue)
     return queue->n_threads > 0 ? KVP_OK : KVP_ENOMEM;
 }
 
-/* ---- sessions ------------------------------------------------------------------------------------------------------ */
+/* ---- sessions ---------------------------------------------------------------------------------------------------- */
 
 static struct session **session_at(struct kvp_exec_queue *queue, uint64_t id)
 {
@@ -273,7 +273,7 @@ void kvp_exec_queue_cancel(struct kvp_exec_queue *queue, uint64_t pool)
     }
 }
 
-/* ---- its life ------------------------------------------------------------------------------------------------------ */
+/* ---- its life ---------------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_exec_queue_create(const struct kvp_exec_backend *backend, struct kvp_exec_queue **ret_queue)
 {

@@ -23,7 +23,7 @@
 
 static void on_socket(uv_poll_t *poll, int status, int events);
 
-/* ---- a connection's end ------------------------------------------------------------------------------------------------ */
+/* ---- a connection's end ------------------------------------------------------------------------------------------ */
 
 void kvp_connection_unreference(struct kvp_connection *connection)
 {
@@ -160,7 +160,7 @@ void kvp_connections_sweep(struct kvp_session_door *door)
     }
 }
 
-/* ---- answers ----------------------------------------------------------------------------------------------------------- */
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 void kvp_connection_watch(struct kvp_connection *connection)
 {
@@ -304,7 +304,7 @@ static void send_kept(struct kvp_connection *connection)
     after_answer(connection);
 }
 
-/* ---- requests ---------------------------------------------------------------------------------------------------------- */
+/* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 /* The body of the request in the frame becomes the call's. @return false: it was refused */
 static bool unpack_request(struct kvp_connection *connection, const struct kvp_method *method)

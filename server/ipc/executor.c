@@ -92,7 +92,7 @@ static const struct {
 
 static void on_socket(uv_poll_t *poll, int status, int events);
 
-/* ---- the end of one ------------------------------------------------------------------------------------------------------ */
+/* ---- the end of one ---------------------------------------------------------------------------------------------- */
 
 static void unreference(struct link *link)
 {
@@ -186,7 +186,7 @@ static void link_end(struct link *link)
         kvp_core_exec_gone(executors->clock->core, link->slot);
 }
 
-/* ---- to it ------------------------------------------------------------------------------------------------------------------ */
+/* ---- to it ------------------------------------------------------------------------------------------------------- */
 
 static void watch(struct link *link)
 {
@@ -301,7 +301,7 @@ void kvp_executors_send(struct kvp_executors *executors, uint32_t slot, uint16_t
     kvp_later_add(executors->later, &refusal->later);
 }
 
-/* ---- from it ---------------------------------------------------------------------------------------------------------------- */
+/* ---- from it ----------------------------------------------------------------------------------------------------- */
 
 static const ProtobufCMessageDescriptor *reply_type(const struct kvp_envelope *envelope)
 {
@@ -401,7 +401,7 @@ static void on_process(uv_poll_t *poll, int status, int events)
     link_free(link);
 }
 
-/* ---- its beginning ------------------------------------------------------------------------------------------------------------ */
+/* ---- its beginning ----------------------------------------------------------------------------------------------- */
 
 static void up(struct link *link)
 {
@@ -552,7 +552,7 @@ void kvp_executors_stop(struct kvp_executors *executors, uint32_t slot)
     kvp_later_add(executors->later, &link->later);
 }
 
-/* ---- all of them ---------------------------------------------------------------------------------------------------------------- */
+/* ---- all of them ------------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_executors_open(uv_loop_t *loop, struct kvp_clock *clock, struct kvp_fdstore *store,
                                    struct kvp_later_queue *later, const struct kvp_executors_config *config,

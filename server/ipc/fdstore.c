@@ -51,7 +51,7 @@ struct kvp_fdstore {
     unsigned open_handles;
 };
 
-/* ---- messages -------------------------------------------------------------------------------------------------------- */
+/* ---- messages ---------------------------------------------------------------------------------------------------- */
 
 /* @return 0, or an errno */
 static int send_note(int socket, const struct note *note)
@@ -131,7 +131,7 @@ static void post(struct kvp_fdstore *store, const char *text, int fd)
     store->last_note = note;
 }
 
-/* ---- parking --------------------------------------------------------------------------------------------------------- */
+/* ---- parking ----------------------------------------------------------------------------------------------------- */
 
 static void parking_closed(uv_handle_t *handle)
 {
@@ -279,7 +279,7 @@ bool kvp_fdstore_keeps(const struct kvp_fdstore *store)
     return store->socket >= 0;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------------ */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 /* @return the connected socket, -1: there is no manager, or it can not be reached */
 static int connect_manager(void)

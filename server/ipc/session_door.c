@@ -19,7 +19,7 @@
 #define SAY_MS            5000 /* from one line about connections that are not taken to the next */
 #define DEAD_BEFORE_SWEEP 64  /* connections without a socket */
 
-/* ---- a connection's beginning -------------------------------------------------------------------------------------------- */
+/* ---- a connection's beginning ------------------------------------------------------------------------------------ */
 
 static void parked(void *arg, enum kvp_status status)
 {
@@ -295,7 +295,7 @@ static void on_listen(uv_poll_t *poll, int status, int events)
     }
 }
 
-/* ---- the door ------------------------------------------------------------------------------------------------------------ */
+/* ---- the door ---------------------------------------------------------------------------------------------------- */
 
 void kvp_session_door_hangup(struct kvp_session_door *door, struct kvp_session_id session)
 {

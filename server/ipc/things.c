@@ -45,7 +45,7 @@ struct kvp_things {
     struct entry *buckets[BUCKETS];
 };
 
-/* ---- the table of them ----------------------------------------------------------------------------------------------- */
+/* ---- the table of them ------------------------------------------------------------------------------------------- */
 
 static struct entry **bucket_of(const struct kvp_things *things, struct kvp_thing thing)
 {
@@ -93,7 +93,7 @@ void kvp_thing_name(struct kvp_thing thing, char ret_name[KVP_FDSTORE_NAME_MAX])
              thing.b);
 }
 
-/* ---- making ---------------------------------------------------------------------------------------------------------- */
+/* ---- making ------------------------------------------------------------------------------------------------------ */
 
 /* Map it, and for a table get the fd to send out. @return false: errno says why */
 static bool map_memory(struct entry *entry)
@@ -130,7 +130,7 @@ failed:
     entry->error = errno;
 }
 
-/* ---- parking, and the end of it ---------------------------------------------------------------------------------------- */
+/* ---- parking, and the end of it ---------------------------------------------------------------------------------- */
 
 /* Tell the core, and forget what failed. */
 static void settle(struct entry *entry)
@@ -203,7 +203,7 @@ static void made(uv_work_t *work, int status)
     park(entry);
 }
 
-/* ---- what the core asks for ---------------------------------------------------------------------------------------------- */
+/* ---- what the core asks for -------------------------------------------------------------------------------------- */
 
 static struct entry *entry_new(struct kvp_things *things, struct kvp_thing thing)
 {
@@ -309,7 +309,7 @@ int kvp_things_fd(const struct kvp_things *things, struct kvp_thing thing)
     return entry->fd_out >= 0 ? entry->fd_out : entry->fd;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 enum kvp_status kvp_things_open(uv_loop_t *loop, struct kvp_fdstore *store, struct kvp_later_queue *later,
                                 kvp_thing_ready ready, void *ctx, struct kvp_things **ret_things)

@@ -22,7 +22,7 @@
 
 #define SERVICE_PATH "/kvpool.v1.KvPool/"
 
-/* ---- its end ---------------------------------------------------------------------------------------------------- */
+/* ---- its end ----------------------------------------------------------------------------------------------------- */
 
 static void unlink_call(struct kvp_rpc_call *call)
 {
@@ -110,7 +110,7 @@ void kvp_rpc_calls_sweep(struct kvp_rpc *rpc, uint64_t now_ms)
     }
 }
 
-/* ---- the message ------------------------------------------------------------------------------------------------ */
+/* ---- the message ------------------------------------------------------------------------------------------------- */
 
 /* @return false: the door holds too much already */
 static bool hold(struct kvp_rpc_call *call, uint64_t bytes)
@@ -202,7 +202,7 @@ static void received(struct kvp_rpc_tag *tag, bool ok)
     tag_home(call);
 }
 
-/* ---- its beginning ---------------------------------------------------------------------------------------------- */
+/* ---- its beginning ----------------------------------------------------------------------------------------------- */
 
 /* @return false: gRPC refuses; no event will come */
 static bool start_one(struct kvp_rpc_call *call, grpc_op op, struct kvp_rpc_tag *tag)

@@ -20,7 +20,7 @@
 /* The failure text: a header, percent-encoded on its way; clients take 8 KiB of them. */
 #define KVP_RPC_TEXT_BYTES_MAX 1000
 
-/* ---- the queue from gRPC's thread ------------------------------------------------------------------------------- */
+/* ---- the queue from gRPC's thread -------------------------------------------------------------------------------- */
 
 /* Something asked of gRPC; at most once under way, so that its own memory carries the event home. */
 struct kvp_rpc_tag {
@@ -31,7 +31,7 @@ struct kvp_rpc_tag {
     bool under_way;
 };
 
-/* ---- connections ------------------------------------------------------------------------------------------------ */
+/* ---- connections ------------------------------------------------------------------------------------------------- */
 
 /*
  * Who is behind the fd number that grpc_call_get_peer names. A number is taken again only when the connection is seen
@@ -73,7 +73,7 @@ struct kvp_rpc_listener {
 enum kvp_status kvp_rpc_listen(struct kvp_rpc *rpc);
 void kvp_rpc_listen_stop(struct kvp_rpc *rpc);
 
-/* ---- the door --------------------------------------------------------------------------------------------------- */
+/* ---- the door ---------------------------------------------------------------------------------------------------- */
 
 struct kvp_rpc_call;
 
@@ -130,7 +130,7 @@ void kvp_rpc_log_attach(struct kvp_rpc *rpc);
 void kvp_rpc_log_detach(void);
 void kvp_rpc_log_flush(struct kvp_rpc *rpc);
 
-/* ---- calls ------------------------------------------------------------------------------------------------------ */
+/* ---- calls ------------------------------------------------------------------------------------------------------- */
 
 /* See call.c for the states. */
 enum kvp_rpc_call_state { KVP_CALL_REQUESTED, KVP_CALL_RECEIVING, KVP_CALL_SERVED, KVP_CALL_ANSWERED, KVP_CALL_GONE };

@@ -28,7 +28,7 @@
 #define PEM_BYTES_MAX    (1 << 20)
 #define ADDRESS_BYTES_MAX 128
 
-/* ---- accepting -------------------------------------------------------------------------------------------------- */
+/* ---- accepting --------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status who(const struct kvp_rpc_listener *listener, int fd, struct kvp_caller *ret_caller)
 {
@@ -151,7 +151,7 @@ void kvp_rpc_listen_stop(struct kvp_rpc *rpc)
     uv_timer_stop(&rpc->rest);
 }
 
-/* ---- TCP -------------------------------------------------------------------------------------------------------- */
+/* ---- TCP --------------------------------------------------------------------------------------------------------- */
 
 static enum kvp_status resolve(const char *address, struct addrinfo **ret_found)
 {

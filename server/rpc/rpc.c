@@ -20,7 +20,7 @@
 #define SWEEP_MS 500
 #define QUIET_MS 20 /* a stopping door without a call in hand: time for what is on its way */
 
-/* ---- the queue -------------------------------------------------------------------------------------------------- */
+/* ---- the queue --------------------------------------------------------------------------------------------------- */
 
 static void push(struct kvp_rpc *rpc, struct kvp_rpc_tag *tag, bool ok)
 {
@@ -74,7 +74,7 @@ static void events_ready(uv_async_t *async)
     kvp_rpc_log_flush(rpc);
 }
 
-/* ---- stopping --------------------------------------------------------------------------------------------------- */
+/* ---- stopping ---------------------------------------------------------------------------------------------------- */
 
 void kvp_rpc_handle_closed(uv_handle_t *handle)
 {
@@ -183,7 +183,7 @@ static void abandon(struct kvp_rpc *rpc)
     close_handles(rpc);
 }
 
-/* ---- starting --------------------------------------------------------------------------------------------------- */
+/* ---- starting ---------------------------------------------------------------------------------------------------- */
 
 static void set_default(uint32_t *option, uint32_t value)
 {

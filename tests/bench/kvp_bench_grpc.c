@@ -56,7 +56,7 @@ static double now_us(void)
     return (double)now.tv_sec * 1e6 + (double)now.tv_nsec / 1e3;
 }
 
-/* ---- calls ------------------------------------------------------------------------------------------------------ */
+/* ---- calls ------------------------------------------------------------------------------------------------------- */
 
 /* A call that must be done; the reply unpacked where a type is given. */
 static ProtobufCMessage *call(struct rpc_client *client, const char *path, const ProtobufCMessage *request,
@@ -148,7 +148,7 @@ static size_t prepare(struct rpc_client *client, unsigned batch, unsigned char *
     return n;
 }
 
-/* ---- the echo --------------------------------------------------------------------------------------------------- */
+/* ---- the echo ---------------------------------------------------------------------------------------------------- */
 
 static pid_t start_echo(char folder[64], char path[80], size_t reply_bytes)
 {
@@ -187,7 +187,7 @@ static void stop_echo(pid_t echo, const char *folder, const char *path)
     rmdir(folder);
 }
 
-/* ---- measuring -------------------------------------------------------------------------------------------------- */
+/* ---- measuring --------------------------------------------------------------------------------------------------- */
 
 static void open_side(struct side *side, const char *path, unsigned n)
 {

@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* ---- append on request --------------------------------------------------------------------------------------------- */
+/* ---- append on request ------------------------------------------------------------------------------------------- */
 
 START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout_by_both_handles)
 {
@@ -132,7 +132,7 @@ START_TEST(copies_come_before_the_append_and_in_their_order)
 }
 END_TEST
 
-/* ---- index on request ---------------------------------------------------------------------------------------------- */
+/* ---- index on request -------------------------------------------------------------------------------------------- */
 
 enum { INDEX_BYTES = 1 << 20 };
 
@@ -193,7 +193,7 @@ START_TEST(index_results_by_the_gpus_kernel_equal_the_hosts)
 }
 END_TEST
 
-/* ---- order --------------------------------------------------------------------------------------------------------- */
+/* ---- order ------------------------------------------------------------------------------------------------------- */
 
 #define TIMELINES_BYTES (sizeof(struct kvp_timeline) * KVP_ATTACHMENTS_MAX * KVP_TIMELINES_MAX)
 

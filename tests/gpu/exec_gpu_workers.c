@@ -12,7 +12,7 @@
 
 #define CREATE KVPOOL__V1__METHOD__METHOD_EXEC_SLAB_CREATE
 
-/* ---- workers ------------------------------------------------------------------------------------------------------- */
+/* ---- workers ----------------------------------------------------------------------------------------------------- */
 
 /* As a worker appends: its own kernel, on its own stream, over the mapped slab. */
 static void append_in_place(const struct exec_pool *pool, const struct exec_batch *batch, unsigned char *slab)
@@ -117,7 +117,7 @@ START_TEST(a_process_that_has_only_the_64_bytes_attaches_and_reads)
 }
 END_TEST
 
-/* ---- its death ----------------------------------------------------------------------------------------------------- */
+/* ---- its death --------------------------------------------------------------------------------------------------- */
 
 START_TEST(killed_in_mid_append_its_slab_lives_and_the_next_one_does_it_again)
 {
@@ -185,7 +185,7 @@ START_TEST(a_slab_for_legacy_handles_dies_with_its_executor_and_that_is_said)
 }
 END_TEST
 
-/* ---- what must be refused, and is survived ------------------------------------------------------------------------- */
+/* ---- what must be refused, and is survived ----------------------------------------------------------------------- */
 
 START_TEST(what_is_no_memory_of_this_gpu_is_refused_and_the_executor_lives)
 {
@@ -250,7 +250,7 @@ START_TEST(end_of_file_ends_it_with_jobs_open)
 } /* teardown closes the socket, and it must end with 0 */
 END_TEST
 
-/* ---- whom the GPU serves ------------------------------------------------------------------------------------------- */
+/* ---- whom the GPU serves ----------------------------------------------------------------------------------------- */
 
 static bool listed(pid_t pid)
 {

@@ -51,7 +51,7 @@ static void *device_copy(const void *from, size_t bytes)
     return memory;
 }
 
-/* ---- fp8 ------------------------------------------------------------------------------------------------------ */
+/* ---- fp8 --------------------------------------------------------------------------------------------------------- */
 
 /* One plane of n tokens of 16 elements, token j in its place j: what the kernel makes of `source`. */
 static void quantise_on_device(const void *source, uint32_t tokens, uint32_t source_dtype, uint32_t dtype, float scale,
@@ -160,7 +160,7 @@ START_TEST(the_quotient_of_any_floats_is_the_correctly_rounded_one)
 }
 END_TEST
 
-/* ---- host memory ---------------------------------------------------------------------------------------------- */
+/* ---- host memory ------------------------------------------------------------------------------------------------- */
 
 /* A memfd of `bytes` bytes, mapped. */
 static void *map_memfd(int fd, size_t bytes, int protection)
@@ -307,7 +307,7 @@ START_TEST(the_index_step_reads_a_page_table_that_is_registered_read_only)
 }
 END_TEST
 
-/* ---- sizes ---------------------------------------------------------------------------------------------------- */
+/* ---- sizes ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(the_largest_index_step_gives_what_the_reference_gives)
 {
@@ -372,7 +372,7 @@ START_TEST(a_bad_argument_is_refused_and_a_launch_error_leaves_no_trace)
 }
 END_TEST
 
-/* ---- two GPUs ------------------------------------------------------------------------------------------------- */
+/* ---- two GPUs ---------------------------------------------------------------------------------------------------- */
 
 START_TEST(pages_move_between_two_gpus)
 {

@@ -104,7 +104,7 @@ fail:
     return KVP_EDEVICE;
 }
 
-/* ---- a decode step in a graph ---- */
+/* ---- a decode step in a graph ------------------------------------------------------------------------------------ */
 
 #define STEP_BATCH  32
 #define STEP_NNZ    256
@@ -293,7 +293,7 @@ free_host:
     return result;
 }
 
-/* ---- fp8 ---- */
+/* ---- fp8 --------------------------------------------------------------------------------------------------------- */
 
 #define HALVES     65536
 #define HALF_DIM   128
@@ -357,7 +357,7 @@ fail:
     return -1;
 }
 
-/* ---- a pool of more than 2^32 elements ---- */
+/* ---- a pool of more than 2^32 elements --------------------------------------------------------------------------- */
 
 #define BIG_HEADS      8
 #define BIG_DIM        128

@@ -336,7 +336,7 @@ START_TEST(the_keepers_end_gives_the_memory_up)
 }
 END_TEST
 
-/* ---- what can not be adopted ------------------------------------------------------------------------------------------- */
+/* ---- what can not be adopted ------------------------------------------------------------------------------------- */
 
 START_TEST(a_ledger_that_is_none_is_refused_until_it_is_given_up)
 {

@@ -291,7 +291,7 @@ START_TEST(a_socket_that_systemd_passed_is_used_and_left_alone)
 }
 END_TEST
 
-/* ---- a service manager ------------------------------------------------------------------------------------------------ */
+/* ---- a service manager ------------------------------------------------------------------------------------------- */
 
 struct manager {
     int socket;

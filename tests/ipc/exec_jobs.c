@@ -57,7 +57,7 @@ static void import_buffer(int fd, uint32_t buffer, uint64_t offset, uint64_t byt
                      want);
 }
 
-/* ---- append -------------------------------------------------------------------------------------------------------- */
+/* ---- append ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout)
 {
@@ -215,7 +215,7 @@ START_TEST(copies_come_before_the_append_and_in_their_order)
 }
 END_TEST
 
-/* ---- index --------------------------------------------------------------------------------------------------------- */
+/* ---- index ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(index_results_in_a_buffer_are_those_of_the_definition)
 {
@@ -346,7 +346,7 @@ START_TEST(a_buffer_that_can_only_be_read_is_a_source_and_no_target)
 }
 END_TEST
 
-/* ---- order --------------------------------------------------------------------------------------------------------- */
+/* ---- order ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_job_that_waits_for_a_value_holds_up_no_other_session)
 {

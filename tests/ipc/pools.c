@@ -151,7 +151,7 @@ START_TEST(a_pool_that_is_gone_leaves_no_fd_or_memory)
 }
 END_TEST
 
-/* ---- executors that do not work ---------------------------------------------------------------------------------------- */
+/* ---- executors that do not work ---------------------------------------------------------------------------------- */
 
 /* @param removed  the program goes away once the daemon has started, which it would not do without */
 static void refuse_with(const char *path, bool removed, const char *start_ms, const char *text)

@@ -91,9 +91,7 @@ static enum kvp_status look(const struct sequence *s, struct kvp_seq_view *ret_v
                        ret_view);
 }
 
-/* ---- bytes
- * -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- bytes ------------------------------------------------------------------------------------------------------- */
 
 /* The pool: one plane of one head of 8 bytes, NHD: token t of a page lies at (page · PAGE + t) · 8. */
 static unsigned char *token_at(uint32_t page, uint32_t t)
@@ -131,8 +129,7 @@ static void write_in_place(struct sequence *s, uint32_t to)
     }
 }
 
-/* ---- what the model knows
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- what the model knows ---------------------------------------------------------------------------------------- */
 
 static struct sequence *any_sequence(void)
 {
@@ -196,8 +193,7 @@ static void drop_sequences(unsigned owner)
     }
 }
 
-/* ---- steps: sessions
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- steps: sessions --------------------------------------------------------------------------------------------- */
 
 static void open_client(unsigned n)
 {
@@ -253,8 +249,7 @@ static void step_session(void)
         end_client(n);
 }
 
-/* ---- steps: sequences
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- steps: sequences -------------------------------------------------------------------------------------------- */
 
 static void step_open(void)
 {
@@ -528,8 +523,7 @@ static void step_wrong(void)
     ck_assert_int_ne(finish(CALL(&clients[n], ADVANCE, request)), KVP_OK);
 }
 
-/* ---- steps: time, executors, the daemon
- * ----------------------------------------------------------------------------------------------- */
+/* ---- steps: time, executors, the daemon -------------------------------------------------------------------------- */
 
 static void step_executor(void)
 {
@@ -593,9 +587,7 @@ static void step(void)
     check_lengths();
 }
 
-/* ---- the run
- * ----------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- the run ----------------------------------------------------------------------------------------------------- */
 
 static void make_pool(void)
 {

@@ -37,7 +37,7 @@ void test_folder(char ret_dir[200])
     ck_assert_ptr_nonnull(mkdtemp(ret_dir));
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 static void become_daemon(char *const *argv, const char *const *environment, int pass_fd)
 {
@@ -235,7 +235,7 @@ int test_daemon_stop(struct test_daemon *daemon)
     return code;
 }
 
-/* ---- talk ---------------------------------------------------------------------------------------------------------- */
+/* ---- talk -------------------------------------------------------------------------------------------------------- */
 
 int test_connect(const struct test_daemon *daemon)
 {
@@ -325,7 +325,7 @@ bool test_hung_up(int socket)
     return poll(&poll_fd, 1, TEST_WAIT_MS) == 1 && (poll_fd.revents & (POLLHUP | POLLRDHUP)) != 0;
 }
 
-/* ---- what a process uses -------------------------------------------------------------------------------------------- */
+/* ---- what a process uses ----------------------------------------------------------------------------------------- */
 
 unsigned test_fd_count(pid_t pid)
 {

@@ -58,7 +58,7 @@ const struct exec_shape exec_shapes[] = {
 };
 const unsigned exec_n_shapes = sizeof(exec_shapes) / sizeof(exec_shapes[0]);
 
-/* ---- the process --------------------------------------------------------------------------------------------------- */
+/* ---- the process ------------------------------------------------------------------------------------------------- */
 
 void exec_peer_start(struct exec_peer *peer, const char *backend)
 {
@@ -198,7 +198,7 @@ enum kvp_status exec_peer_hello(struct exec_peer *peer, const char *backend)
     return exec_peer_status(peer, KVPOOL__V1__METHOD__METHOD_EXEC_HELLO, &hello.base, NULL, 0);
 }
 
-/* ---- a pool -------------------------------------------------------------------------------------------------------- */
+/* ---- a pool ------------------------------------------------------------------------------------------------------ */
 
 int exec_memfd(uint64_t bytes, void **ret_at)
 {
@@ -332,7 +332,7 @@ void exec_pool_free(struct exec_pool *pool)
     free(pool->want);
 }
 
-/* ---- the naive reference ------------------------------------------------------------------------------------------- */
+/* ---- the naive reference ----------------------------------------------------------------------------------------- */
 
 static unsigned char *want_at(struct exec_pool *pool, uint32_t p, uint32_t page, uint32_t offset, uint32_t head)
 {
@@ -370,7 +370,7 @@ void exec_pool_check(const struct exec_pool *pool, const char *what)
                       (unsigned long long)i);
 }
 
-/* ---- a batch ------------------------------------------------------------------------------------------------------- */
+/* ---- a batch ----------------------------------------------------------------------------------------------------- */
 
 void exec_batch_make(struct exec_batch *batch, const struct exec_pool *pool, uint64_t job, uint64_t session,
                      uint32_t sequences, uint64_t *seed)

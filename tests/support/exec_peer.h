@@ -52,7 +52,7 @@ int exec_peer_end(struct exec_peer *peer);
 void exec_peer_kill(struct exec_peer *peer); /* SIGKILL, and wait */
 enum kvp_status exec_peer_hello(struct exec_peer *peer, const char *backend);
 
-/* ---- a pool ---------------------------------------------------------------------------------------------------------- */
+/* ---- a pool ------------------------------------------------------------------------------------------------------ */
 
 struct exec_pool {
     uint64_t id;
@@ -99,7 +99,7 @@ void exec_pool_want_copy(struct exec_pool *pool, uint32_t source, uint32_t desti
 /** A mapped slab has the bytes of `want`, to the last one. */
 void exec_pool_check(const struct exec_pool *pool, const char *what);
 
-/* ---- a batch to append ------------------------------------------------------------------------------------------------- */
+/* ---- a batch to append ------------------------------------------------------------------------------------------- */
 
 struct exec_batch {
     Kvpool__V1__ExecJobRequest job;

@@ -96,7 +96,7 @@ static int64_t bad_page(struct builder *build)
     return PICK(build, bad);
 }
 
-/* ---- pools ---- */
+/* ---- pools ------------------------------------------------------------------------------------------------------- */
 
 static void choose_spec(struct builder *build, uint32_t fp8, struct kvp_plane_spec *planes)
 {
@@ -223,7 +223,7 @@ static void make_flats(struct builder *build, int64_t n, uint32_t element)
     }
 }
 
-/* ---- sequences and tokens ---- */
+/* ---- sequences and tokens ---------------------------------------------------------------------------------------- */
 
 /* Share out the pages, so that no place belongs to two sequences. */
 static void make_sequences(struct builder *build)
@@ -486,7 +486,7 @@ static void make_address(struct builder *build, struct kvp_address *at, uint32_t
     }
 }
 
-/* ---- operations ---- */
+/* ---- operations -------------------------------------------------------------------------------------------------- */
 
 static struct kvp_page_copy *make_copies(struct builder *build, uint32_t *ret_n, uint32_t other_pages)
 {

@@ -61,7 +61,7 @@ static int64_t bounded(int64_t n, const void *device, uint32_t bits)
     return n < 0 ? 0 : n;
 }
 
-/* ---- where a token goes ---- */
+/* ---- where a token goes ------------------------------------------------------------------------------------------ */
 
 struct pool {
     int64_t pages, page_tokens;
@@ -165,7 +165,7 @@ static int place_of_token(const struct kvp_address *at, const struct pool *pool,
     return 1;
 }
 
-/* ---- append and gather of bytes ---- */
+/* ---- append and gather of bytes ---------------------------------------------------------------------------------- */
 
 static void copy_pages(const struct kvp_page_copy_args *args)
 {
@@ -236,7 +236,7 @@ void reference_append(const struct kvp_append_args *args)
     }
 }
 
-/* ---- fp8 ---- */
+/* ---- fp8 --------------------------------------------------------------------------------------------------------- */
 
 double reference_fp8_value(uint8_t code, uint32_t dtype)
 {
@@ -409,7 +409,7 @@ void reference_gather(const struct kvp_gather_args *args)
     }
 }
 
-/* ---- index and progress ---- */
+/* ---- index and progress ------------------------------------------------------------------------------------------ */
 
 struct sequence {
     int64_t start, count, length, pages;
@@ -563,7 +563,7 @@ void reference_progress(const struct kvp_progress_args *args)
     }
 }
 
-/* ---- pages ---- */
+/* ---- pages ------------------------------------------------------------------------------------------------------- */
 
 static int good_page(struct kvp_error_ring *errors, uint32_t entry, int32_t page, uint32_t pages)
 {

@@ -68,7 +68,7 @@ void test_delete_pool(int socket, const char *name)
     test_reply_free(&reply);
 }
 
-/* ---- mapping ------------------------------------------------------------------------------------------------------------ */
+/* ---- mapping ----------------------------------------------------------------------------------------------------- */
 
 void test_attach(int socket, const char *name, struct test_reply *ret_reply)
 {
@@ -118,7 +118,7 @@ void test_unmap_pool(struct test_pool *pool)
     munmap((void *)(uintptr_t)pool->slab, pool->slab_bytes);
 }
 
-/* ---- sequences ---------------------------------------------------------------------------------------------------------- */
+/* ---- sequences --------------------------------------------------------------------------------------------------- */
 
 uint64_t test_open_sequence(int socket, const char *name, uint64_t key)
 {
@@ -207,7 +207,7 @@ size_t test_count_bytes(const struct test_pool *pool, unsigned char value)
     return n;
 }
 
-/* ---- the daemon --------------------------------------------------------------------------------------------------------- */
+/* ---- the daemon -------------------------------------------------------------------------------------------------- */
 
 uint32_t test_executor_pid(int socket)
 {

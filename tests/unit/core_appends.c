@@ -139,8 +139,7 @@ static struct shell_call *append_behind(uint32_t timeline, uint64_t value)
     return shell_send(shell, a, KVPOOL__V1__METHOD__METHOD_APPEND, &request.base, NULL);
 }
 
-/* ---- append
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- append ------------------------------------------------------------------------------------------------------ */
 
 START_TEST(what_a_dead_session_was_to_reach_is_ended_before_the_work_that_waits_for_it)
 {
@@ -423,9 +422,7 @@ START_TEST(the_sequences_of_a_dead_session_stay_until_its_append_ends)
 }
 END_TEST
 
-/* ---- buffers
- * ---------------------------------------------------------------------------------------------------------------------
- */
+/* ---- buffers ----------------------------------------------------------------------------------------------------- */
 
 static struct shell_call *register_buffer(struct kvp_caller caller, struct shell_memory *memory, uint64_t offset,
                                           uint64_t call_id)
@@ -566,8 +563,7 @@ START_TEST(index_results_into_a_buffer_are_those_of_the_reply)
 }
 END_TEST
 
-/* ---- memory of the executor's own
- * --------------------------------------------------------------------------------------------------- */
+/* ---- memory of the executor's own -------------------------------------------------------------------------------- */
 
 START_TEST(a_pool_for_legacy_handles_is_lost_with_its_executor)
 {

@@ -84,9 +84,7 @@ static struct shell_call *keep_alive(struct kvp_caller caller, const char *sessi
     return CALL(caller, KEEP_ALIVE, request);
 }
 
-/* ---- host
- * -------------------------------------------------------------------------------------------------------------------
- */
+/* ---- host -------------------------------------------------------------------------------------------------------- */
 
 START_TEST(end_of_file_alone_frees_nothing_and_the_pidfd_does)
 {
@@ -219,8 +217,7 @@ START_TEST(many_sequences_of_a_dead_session_come_back_in_slices)
 }
 END_TEST
 
-/* ---- leases
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- leases ------------------------------------------------------------------------------------------------------ */
 
 static struct shell_call *open_session(struct kvp_caller caller, const uint8_t *secret, uint32_t lease_ms)
 {
@@ -325,8 +322,7 @@ START_TEST(durable_sequences_that_nobody_claims_go_after_the_linger_time)
 }
 END_TEST
 
-/* ---- on a GPU
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- on a GPU ---------------------------------------------------------------------------------------------------- */
 
 START_TEST(on_a_gpu_the_pidfd_and_nvml_must_agree)
 {

@@ -49,8 +49,7 @@ static enum kvp_status keep_alive(struct kvp_caller caller, const char *token)
     return finish(CALL(caller, KEEP_ALIVE, request));
 }
 
-/* ---- pools
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- pools ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_pool_is_made_described_listed_and_deleted)
 {
@@ -225,8 +224,7 @@ START_TEST(a_pool_in_use_is_not_deleted)
 }
 END_TEST
 
-/* ---- sessions
- * ---------------------------------------------------------------------------------------------------------------- */
+/* ---- sessions ---------------------------------------------------------------------------------------------------- */
 
 START_TEST(a_lease_is_kept_by_calls_and_ends_without_them)
 {

@@ -115,8 +115,7 @@ static void report_progress(uint32_t attachment, uint64_t seq, uint32_t tokens)
     shell_progress(shell, attachment)[(uint32_t)seq] = KVP_PROGRESS_WORD(head_of(seq)->version, tokens);
 }
 
-/* ---- open, advance
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- open, advance ----------------------------------------------------------------------------------------------- */
 
 START_TEST(a_key_that_is_open_returns_its_handle)
 {
@@ -275,8 +274,7 @@ START_TEST(a_truncation_moves_the_version_and_owes_the_copy_of_a_sealed_page)
 }
 END_TEST
 
-/* ---- fork, transfer
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- fork, transfer ---------------------------------------------------------------------------------------------- */
 
 START_TEST(a_fork_shares_full_pages_and_owes_the_copy_of_the_part)
 {
@@ -369,8 +367,7 @@ START_TEST(a_pending_transfer_of_a_dead_giver_brings_nothing)
 }
 END_TEST
 
-/* ---- closing, listing
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- closing, listing -------------------------------------------------------------------------------------------- */
 
 START_TEST(reclaim_is_sliced_and_calls_wait_for_pages_on_their_way_back)
 {

@@ -11,8 +11,7 @@
 
 #define BLOCK_BYTES (256ull << 20)
 
-/* ---- memory and things
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- memory and things ------------------------------------------------------------------------------------------- */
 
 struct shell_memory *shell_memory(uint64_t bytes)
 {
@@ -108,8 +107,7 @@ static void act_thing_drop(void *ctx, struct kvp_thing thing)
     memset(t, 0, sizeof(*t));
 }
 
-/* ---- other actions
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- other actions ----------------------------------------------------------------------------------------------- */
 
 static void act_reply(void *ctx, struct kvp_call *call, enum kvp_status status, const ProtobufCMessage *reply,
                       const struct kvp_thing *things, unsigned n_things)
@@ -206,9 +204,7 @@ static const struct kvp_actions actions = {
     .random = act_random,
 };
 
-/* ---- events
- * --------------------------------------------------------------------------------------------------------------------
- */
+/* ---- events ------------------------------------------------------------------------------------------------------ */
 
 static void hand_reply(struct shell *shell, struct shell_event *event)
 {
@@ -295,9 +291,7 @@ void shell_run_ms(struct shell *shell, uint64_t ms)
     shell_pump(shell);
 }
 
-/* ---- calls
- * -----------------------------------------------------------------------------------------------------------------------
- */
+/* ---- calls ------------------------------------------------------------------------------------------------------- */
 
 struct kvp_caller shell_connect(struct shell *shell, uint32_t uid, uint32_t pid)
 {
@@ -401,9 +395,7 @@ uint64_t shell_missing(const struct shell_call *call)
     return ((const Kvpool__V1__Error *)call->reply)->missing;
 }
 
-/* ---- life
- * ---------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 struct shell *shell_begin(const char *backend)
 {

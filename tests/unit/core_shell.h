@@ -174,8 +174,7 @@ unsigned shell_thing_count(const struct shell *shell, enum kvp_thing_kind kind);
 void shell_jobs_run(struct shell *shell, unsigned n);
 void shell_executor_kill(struct shell *shell, uint32_t executor);
 
-/* ---- requests, as tests write them
- * ------------------------------------------------------------------------------------- */
+/* ---- requests, as tests write them ------------------------------------------------------------------------------- */
 
 /* A pool of small pages: K and V of `layers` layers, heads 2, dim 4, fp16. */
 struct pool_of {

@@ -7,8 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- life
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- life -------------------------------------------------------------------------------------------------------- */
 
 void shell_exec_start(void *ctx, uint32_t slot, const char *device)
 {
@@ -60,8 +59,7 @@ void shell_exec_stop(void *ctx, uint32_t slot)
     shell_executor_kill(ctx, slot);
 }
 
-/* ---- answers
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- answers ----------------------------------------------------------------------------------------------------- */
 
 static void reply(struct shell *shell, uint32_t slot, uint16_t method, uint64_t tag, enum kvp_status status,
                   const ProtobufCMessage *body, struct shell_memory *fd)
@@ -119,8 +117,7 @@ static Kvpool__V1__PoolSpec *copy_spec(const Kvpool__V1__PoolSpec *spec)
     return copy;
 }
 
-/* ---- requests but jobs
- * ----------------------------------------------------------------------------------------------------------- */
+/* ---- requests but jobs ------------------------------------------------------------------------------------------- */
 
 static void create_slab(struct shell *shell, uint32_t slot, uint64_t tag, const Kvpool__V1__ExecSlabCreateRequest *r)
 {
@@ -226,9 +223,7 @@ static struct shell_buffer *buffer_of(struct shell_executor *executor, uint64_t 
     return NULL;
 }
 
-/* ---- jobs
- * ------------------------------------------------------------------------------------------------------------------------
- */
+/* ---- jobs -------------------------------------------------------------------------------------------------------- */
 
 struct placed {
     struct kvp_plane_layout planes[KVP_PLANES_MAX];
@@ -423,8 +418,7 @@ static void take_job(struct shell *shell, uint32_t slot, uint64_t tag, const Pro
         shell_jobs_run(shell, SHELL_JOBS_MAX);
 }
 
-/* ---- what is sent
- * ------------------------------------------------------------------------------------------------------------------ */
+/* ---- what is sent ------------------------------------------------------------------------------------------------ */
 
 static void say_hello(struct shell *shell, uint32_t slot, uint64_t tag)
 {

@@ -19,7 +19,7 @@ static void fill(void *bytes, size_t n, uint64_t seed)
     }
 }
 
-/* ---- large calls ---- */
+/* ---- large calls ------------------------------------------------------------------------------------------------- */
 
 /* A pool, its copy for the reference, and a source, each of over KVP_HOST_STREAM_BYTES. */
 struct large {
@@ -215,7 +215,7 @@ START_TEST(a_call_leaves_no_thread_behind_and_works_in_a_forked_child)
 }
 END_TEST
 
-/* ---- empty and refused calls ---- */
+/* ---- empty and refused calls ------------------------------------------------------------------------------------- */
 
 static unsigned char page_bytes[4 * 16 * 8];
 static struct kvp_plane_view small_plane;
@@ -361,7 +361,7 @@ START_TEST(a_row_of_another_version_than_the_table_has_is_skipped_and_reported)
 }
 END_TEST
 
-/* ---- the index step, by hand ---- */
+/* ---- the index step, by hand ------------------------------------------------------------------------------------- */
 
 START_TEST(batch_indices_and_positions_are_those_of_flashinfers_own_example)
 {

@@ -237,7 +237,7 @@ START_TEST(a_call_of_a_killed_client_is_withdrawn_and_its_connection_forgotten)
     close_folder();
 }
 END_TEST
-/* ---- many at once ----------------------------------------------------------------------------------------------- */
+/* ---- many at once ------------------------------------------------------------------------------------------------ */
 
 #define CROWD       8
 #define CROWD_CALLS 150

@@ -7,7 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* ---- a core that does as the method says ------------------------------------------------------------------------ */
+/* ---- a core that does as the method says ------------------------------------------------------------------------- */
 
 const struct kvp_method kvp_methods[] = {
     {KVPOOL__V1__METHOD__METHOD_GET_SEQ_LENS, "GetSeqLens", &kvpool__v1__get_seq_lens_request__descriptor,
@@ -69,7 +69,7 @@ void kvp_core_call_gone(struct kvp_core *unused, struct kvp_call *call)
     core.gone++;
 }
 
-/* ---- a door, a client's thread, a loop -------------------------------------------------------------------------- */
+/* ---- a door, a client's thread, a loop --------------------------------------------------------------------------- */
 
 struct door door;
 
@@ -147,7 +147,7 @@ void serve(void (*client)(void))
     grpc_shutdown_blocking();
 }
 
-/* ---- calls of the client ---------------------------------------------------------------------------------------- */
+/* ---- calls of the client ----------------------------------------------------------------------------------------- */
 
 size_t pack_lengths(unsigned n, unsigned char *to)
 {
@@ -205,7 +205,7 @@ void until(_Atomic unsigned *count, unsigned n)
     }
 }
 
-/* ---- the program ------------------------------------------------------------------------------------------------ */
+/* ---- the program ------------------------------------------------------------------------------------------------- */
 
 /* The client that is killed. */
 static int keep_calling(const char *target)

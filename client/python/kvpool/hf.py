@@ -282,8 +282,8 @@ class KVPoolCache(Cache):  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Drop the last -n tokens of each sequence (n < 0), or all behind the first n (n > 0, as earlier versions)."""
-        length = self._rows.lengths[0]
-        wanted = min(tokens_to_remove, length) if tokens_to_remove > 0 else max(length + tokens_to_remove, 0)
+        length, change = self._rows.lengths[0], int(tokens_to_remove)  # assisted decoding passes a tensor
+        wanted = min(change, length) if change > 0 else max(length + change, 0)
         if wanted != length:
             self._rows.crop(wanted)
 

@@ -41,7 +41,8 @@ class Host(PoolTest):
     def cache(self, dtype: str = "float32", page_size: int = 4, pages: int = 256, **more):
         from kvpool import hf
 
-        spec = hf.pool_spec(self.config, f"hf-{os.getpid()}-{len(self.made)}", pages, page_size, dtype, **more)
+        name = f"hf-{type(self).__name__}-{os.getpid()}-{len(self.made)}"
+        spec = hf.pool_spec(self.config, name, pages, page_size, dtype, **more)
         self.made.append(spec.name)
         return hf.KVPoolCache(self.config, self.client.create_pool(spec))
 

@@ -14,7 +14,7 @@ BUILD = pathlib.Path(os.environ.get("KVPOOL_BIN_DIR", "/nowhere")).parent
 
 
 @unittest.skipUnless(sys.version_info >= (3, 11), "make_wheel.py needs Python 3.11")
-@unittest.skipUnless((BUILD / "lib/libkvpool.so.0").exists(), "$KVPOOL_BIN_DIR is not of a build folder")
+@unittest.skipUnless((BUILD / "CMakeCache.txt").exists(), "$KVPOOL_BIN_DIR is not of a build folder")
 class Wheel(unittest.TestCase):
     def test_an_unpacked_wheel_embeds_its_own_daemon(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
