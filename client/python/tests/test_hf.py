@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
@@ -24,6 +25,9 @@ model = LlamaForCausalLM(config).eval()
 """
 
 
+NUMBERS = itertools.count()  # of pools: the embedded daemon is the process's, whatever test it serves
+
+
 @unittest.skipUnless(HAS_HF, "torch and transformers are not installed")
 class Host(PoolTest):
     device = "cpu"
@@ -41,7 +45,7 @@ class Host(PoolTest):
     def cache(self, dtype: str = "float32", page_size: int = 4, pages: int = 256, **more):
         from kvpool import hf
 
-        name = f"hf-{type(self).__name__}-{os.getpid()}-{len(self.made)}"
+        name = f"hf-{os.getpid()}-{next(NUMBERS)}"
         spec = hf.pool_spec(self.config, name, pages, page_size, dtype, **more)
         self.made.append(spec.name)
         return hf.KVPoolCache(self.config, self.client.create_pool(spec))
