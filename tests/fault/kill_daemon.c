@@ -442,8 +442,8 @@ int main(int argc, char **argv)
     }
     main_pid = getpid();
     atexit(clean_up);
-    snprintf(t->endpoint, sizeof(t->endpoint), "%s/kvpool.sock", t->folder);
-    snprintf(t->word_path, sizeof(t->word_path), "%s/kill", t->folder);
+    snprintf(t->endpoint, sizeof(t->endpoint), "%.127s/kvpool.sock", t->folder);
+    snprintf(t->word_path, sizeof(t->word_path), "%.127s/kill", t->folder);
     t->word = map_file(t->word_path, 4096);
     t->shared = mmap(NULL, sizeof(*t->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     t->pauses_ms = calloc(t->kills, sizeof(double));

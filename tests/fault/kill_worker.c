@@ -276,7 +276,7 @@ int main(int argc, char **argv)
     }
     main_pid = getpid();
     atexit(clean_up);
-    snprintf(t->endpoint, sizeof(t->endpoint), "%s/kvpool.sock", t->folder);
+    snprintf(t->endpoint, sizeof(t->endpoint), "%.127s/kvpool.sock", t->folder);
     t->shared = mmap(NULL, sizeof(*t->shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     t->reusable_ms = calloc(t->kills, sizeof(double));
     if (t->shared == MAP_FAILED || t->reusable_ms == NULL)
