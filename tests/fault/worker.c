@@ -443,6 +443,8 @@ static void finish(struct worker *w)
 
     atomic_store(&w->stats->finished, 1);
     while (atomic_load(&w->job->shared->stop) != 2 && !w->failed) { /* the judge looks at what is open */
+        if (w->n_own > FAULT_OWN_MAX && atomic_load(&w->job->shared->mail[w->job->index].full) != 0)
+            do_close(w, &w->own[0]); /* room for what a neighbour still gave */
         do_take(w);
         nanosleep(&pause, NULL);
     }
