@@ -427,13 +427,18 @@ class Pool:
     def page_table(self, seqs: Listing[Sequence], tokens: Listing[int] | None = None) -> tuple[Any, Any, Any]:
         """The CSR page table over `tokens` of each sequence (None: what is written): kv_indptr [n + 1], kv_indices
         [kv_indptr[n]], kv_last_page_len [n], int32. No call. Raises StaleHandle, TryAgain, InvalidArgument."""
+        indptr, indices, last = self.csr(seqs, [seq.written for seq in seqs] if tokens is None else tokens)
+        return _views.integers(indptr), _views.integers(indices), _views.integers(last)
+
+    def csr(self, seqs: Listing[Sequence],
+            tokens: Listing[int]) -> tuple[array.array[int], array.array[int], array.array[int]]:
+        """The same as `array.array`s."""
         indptr, indices, last = array.array("i", [0]), array.array("i"), array.array("i")
-        for i, seq in enumerate(seqs):
-            length = seq.written if tokens is None else tokens[i]
+        for seq, length in zip(seqs, tokens):
             indices.extend(self._ids(seq, length))
             indptr.append(len(indices))
             last.append((length - 1) % self.page_size + 1 if length else 0)
-        return _views.integers(indptr), _views.integers(indices), _views.integers(last)
+        return indptr, indices, last
 
     def batch_indices(self, seqs: Listing[Sequence], tokens: Listing[int],
                       start: Listing[int] | None = None) -> tuple[Any, Any, Any]:
