@@ -1,16 +1,17 @@
 /**
  * The ledger: all of kvpool's metadata, in one block of memory, safe against a kill at any instruction.
  *
- * It knows pages, sequences with their rows, sessions, attachments, jobs, the outcomes of calls, and nothing of bytes,
- * sockets, time or GPUs. It allocates nothing, starts nothing, and waits for nothing; one thread at a time uses it.
+ * It knows pages, the prefix index over them, tenants, sequences with their rows, sessions, attachments, jobs, the
+ * outcomes of calls, and nothing of bytes, sockets, time or GPUs. It allocates nothing, starts nothing, and waits for nothing; one thread at a time uses it.
  *
  *   block  (the root part: all before the extents; registered buffers lie between pools and jobs)
  *          ┌──────────────┬──────────┬──────────┬─────────┬──────┬─────────────────┬─────────────────┬───┐
  *          │ header, log  │ sessions │ outcomes │ pools   │ jobs │ extent of pool 0│ extent of pool 3│   │
  *          └──────────────┴──────────┴──────────┴─────────┴──────┴─────────────────┴─────────────────┴───┘
- *   extent ┌──────────────────┬──────────────┬────────────────┬────────────────────┬──────────────┐
- *          │ pages[P] 8 B     │ attachments  │ sequences[S]   │ key buckets[2^k]   │ rows[S][R]   │
- *          └──────────────────┴──────────────┴────────────────┴────────────────────┴──────────────┘
+ *   extent ┌────────────┬──────────────────────────────┬─────────┬─────────────┬───────────┬─────────┬────────────┐
+ *          │ pages[P]   │ prefix index: entries[P],    │ tenants │ attachments │ sequences │ key     │ rows[S][R] │
+ *          │ 8 B        │ slots[2 P], eviction         │         │             │ [S]       │ buckets │            │
+ *          └────────────┴──────────────────────────────┴─────────┴─────────────┴───────────┴─────────┴────────────┘
  *
  * The block is sparse: the root part and each pool's extent must be backed by memory before they are used (the caller
  * allocates them; kvp_pool_extent says where and how much). Everything is linked by index; there is no pointer in it.
@@ -38,9 +39,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KVP_LEDGER_VERSION 2u
+#define KVP_LEDGER_VERSION 3u
 #define KVP_NONE           0xffffffffu /* no slot, no page, no attachment */
-#define KVP_TXN_STORES_MAX (1u << 19)  /* logged stores of one transaction; more: KVP_ELIMIT from the operation */
+#define KVP_TXN_STORES_MAX (1u << 20)  /* logged stores of one transaction; more: KVP_ELIMIT from the operation */
 
 /* ids: {slot, generation}; generation 0 is never given out, so a zeroed id is none */
 struct kvp_seq_id {
@@ -127,10 +128,10 @@ struct kvp_session_spec {
     enum kvp_session_kind kind;
     uint32_t uid, gid, pid;
     uint32_t tenant;
-    uint32_t lease_ms;          /* of a session by lease */
-    uint64_t token[2];          /* secret: the bearer is the session (lease) */
-    uint64_t resume_secret[2];  /* secret: its bearer may claim durable sequences */
-    uint64_t start_time;        /* of the process, clock ticks since boot: tells a pid from its next user */
+    uint32_t lease_ms;         /* of a session by lease */
+    uint64_t token[2];         /* secret: the bearer is the session (lease) */
+    uint64_t resume_secret[2]; /* secret: its bearer may claim durable sequences */
+    uint64_t start_time;       /* of the process, clock ticks since boot: tells a pid from its next user */
     char name[32];
 };
 
@@ -161,7 +162,7 @@ enum kvp_status kvp_session_end(struct kvp_ledger *ledger, struct kvp_session_id
 struct kvp_outcome {
     uint64_t call_id; /* never 0 */
     uint32_t method;
-    int32_t status;  /* enum kvp_status */
+    int32_t status; /* enum kvp_status */
     uint64_t values[2];
 };
 enum kvp_status kvp_outcome_put(struct kvp_ledger *ledger, struct kvp_session_id session,
@@ -188,10 +189,31 @@ struct kvp_pool_geometry {
 
 #define KVP_POOL_BLOB_BYTES 49152 /* the packed kvpool.v1.PoolSpec: the ledger keeps it and does not read it */
 
+/* Which cached page leaves first; see evict.c. */
+enum kvp_policy {
+    KVP_POLICY_ADAPTIVE = 0, /* leaves that were used again stay longer, as long as that pays */
+    KVP_POLICY_LRU = 1,      /* the least recently used leaf */
+};
+
+/* The prefix cache of a pool. Totals count from the pool's making. */
+struct kvp_cache_view {
+    enum kvp_policy policy;
+    bool zero_on_reuse;
+    uint64_t hash_key[2];  /* secret: keys the hash of block keys */
+    uint32_t hash;         /* kvpool.v1.BlockHash: the ledger keeps it and does not read it */
+    uint32_t published;    /* pages that the index knows */
+    uint32_t cached_pages; /* … of these, held by no row: CACHED */
+    uint32_t dirty_pages;  /* to be zeroed before use; see kvp_page_cleaned */
+    uint32_t pins;
+    uint64_t lookup_blocks, hit_blocks; /* asked for by opening sequences, and found */
+    uint64_t publishes, evictions;
+};
+
 struct kvp_pool_view {
     struct kvp_pool_id id;
     enum kvp_pool_state state;
     bool needs_after; /* CUDA: giving pages up needs a timeline value */
+    struct kvp_cache_view cache;
     struct kvp_pool_geometry geometry;
     uint64_t layout_digest[2];
     const char *name; /* in the ledger; valid while the pool is */
@@ -207,6 +229,10 @@ struct kvp_pool_view {
 struct kvp_pool_spec {
     struct kvp_pool_geometry geometry;
     bool needs_after;
+    enum kvp_policy policy;
+    bool zero_on_reuse; /* a page that comes to another tenant is dirty first */
+    uint64_t hash_key[2];
+    uint32_t hash;
     uint64_t layout_digest[2];
     const char *name; /* 1..KVP_NAME_BYTES_MAX bytes, unique */
     const void *blob;
@@ -232,6 +258,31 @@ enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id
 enum kvp_status kvp_pool_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_pool_view *ret_view);
 enum kvp_status kvp_pool_by_name(const struct kvp_ledger *ledger, const char *name, struct kvp_pool_id *ret_pool);
 
+/* ---- tenants of a pool ------------------------------------------------------------------------------------------- */
+
+/*
+ * Who pays for a page: the tenant of the session that took it, from then until the page is free. A session's tenant gets
+ * its place in the pool with the first attachment, and keeps it as long as the pool is there: free pages remember whose
+ * bytes they hold.
+ */
+struct kvp_tenant_view {
+    uint32_t id;    /* as in struct kvp_session_spec */
+    uint32_t pages; /* held, sealed or cached */
+    uint32_t cached_pages;
+    uint32_t quota_pages;      /* of `pages`, at most; 0: no limit */
+    uint32_t guaranteed_pages; /* others evict none of its pages when it has no more than these */
+};
+/**
+ * Set a tenant's share. What it has over its quota stays; it gets no more.
+ * @retval KVP_EINVAL  the guaranteed shares of all tenants are more than the pool has pages, or more than the quota
+ * @retval KVP_ELIMIT  KVP_TENANTS_MAX are there
+ */
+enum kvp_status kvp_tenant_set(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t id, uint32_t quota_pages,
+                               uint32_t guaranteed_pages);
+/** For walking: 0..KVP_TENANTS_MAX-1. KVP_ENOENT: nothing is there */
+enum kvp_status kvp_tenant_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t index,
+                              struct kvp_tenant_view *ret_view);
+
 /* ---- attachments: a session in a pool ---------------------------------------------------------------------------- */
 
 enum kvp_attachment_state {
@@ -251,7 +302,7 @@ struct kvp_attachment_view {
 /**
  * @param join  KVP_NONE, or the LIVE attachment whose group it joins: `written` is the least of a group's words
  * @retval KVP_EEXIST  the session is attached to that pool
- * @retval KVP_ELIMIT  KVP_ATTACHMENTS_MAX are there
+ * @retval KVP_ELIMIT  KVP_ATTACHMENTS_MAX are there, or KVP_TENANTS_MAX and its tenant is another one
  */
 enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_session_id session,
                            uint32_t join, uint32_t *ret_attachment);
@@ -281,6 +332,7 @@ enum kvp_seq_state {
     KVP_SEQ_OPEN = 1,     /* of a DEAD attachment: frozen, its pages in quarantine */
     KVP_SEQ_RETIRING = 2, /* given up; pages return when its `after` is reached */
     KVP_SEQ_RECLAIM = 3,  /* given up; pages return as kvp_pool_reclaim comes to it */
+    KVP_SEQ_PIN = 4,      /* a pin: holds a prefix, is nobody's sequence; see kvp_pin */
 };
 
 struct kvp_after {
@@ -302,6 +354,7 @@ struct kvp_seq_view {
     uint32_t reserved, written; /* tokens; of OPEN ones */
     uint32_t version;           /* of the row: even; moves by 2 on open, truncate, transfer */
     uint32_t row_pages;         /* ids in the row */
+    uint32_t keyed;             /* its first pages, which have block keys */
     uint32_t job;               /* slot of the open job, or KVP_NONE */
     uint32_t job_tokens;        /* what `written` will be when it is done */
     struct kvp_after after;     /* RETIRING: waits for; OPEN: see pending */
@@ -330,7 +383,8 @@ uint32_t kvp_attachment_first(const struct kvp_ledger *ledger, struct kvp_pool_i
 uint32_t kvp_attachment_next(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot);
 
 /**
- * Set how many tokens there is room for. Grows the row by free pages, or with `truncate` cuts it; `written` falls to
+ * Set how many tokens there is room for. Grows the row by free pages, CACHED ones evicted when they do not suffice, or
+ * with `truncate` cuts it; `written` falls to
  * `reserved` when that is less, and the version moves with every cut (so that an older progress word can't count later).
  * The same as now does nothing.
  *
@@ -408,14 +462,115 @@ enum kvp_page_state {
     KVP_PAGE_HELD = 1,     /* one row's, writable by its owner */
     KVP_PAGE_SEALED = 2,   /* full and observed to be written; immutable */
     KVP_PAGE_RESERVED = 3, /* never handed out */
+    KVP_PAGE_CACHED = 4,   /* sealed, in no row, known to the prefix index */
 };
 struct kvp_page_view {
     enum kvp_page_state state;
-    uint32_t references; /* by rows and owed copies */
+    uint32_t references; /* by rows, pins and owed copies */
+    uint32_t tenant;     /* index (kvp_tenant_at) of who has it, or had it last; KVP_NONE: nobody ever had it */
+    bool dirty;          /* holds another tenant's bytes, and must be zeroed before it is used */
 };
 /** @retval KVP_EINVAL  no such page */
 enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
                              struct kvp_page_view *ret_view);
+/** A dirty page was zeroed. One that is not dirty: nothing happens. @retval KVP_EINVAL  no such page, or a free one */
+enum kvp_status kvp_page_cleaned(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page);
+
+/* ---- the prefix cache -------------------------------------------------------------------------------------------- */
+
+/*
+ * A block is the tokens of one full page; its key stands for them *and all before them*. Whoever makes keys makes them
+ * by a hash: the index takes their bits as evenly spread. {0, 0} is no key.
+ */
+struct kvp_block_key {
+    uint64_t word[2];
+};
+
+/**
+ * How many of the first keys' blocks are known to the index, up to the first that is not. Changes nothing.
+ * @param tenant  id of the tenant who asks: others' pages are no match
+ * @param ret_pages  [n] their pages, or NULL
+ */
+enum kvp_status kvp_cache_match(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
+                                const struct kvp_block_key *keys, size_t *ret_blocks, uint32_t *ret_pages);
+/**
+ * kvp_seq_open, and take the longest known prefix along: the row starts with those pages, `reserved` and `written` with
+ * their tokens. As many as the row and the log have room for.
+ * @param ret_blocks  how many of the keys' blocks those are
+ */
+enum kvp_status kvp_seq_open_cached(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
+                                    uint64_t key, bool durable, size_t n, const struct kvp_block_key *keys,
+                                    struct kvp_seq_id *ret_seq, size_t *ret_blocks);
+/**
+ * The blocks of pages [first, first + n) of a row have these keys. A page is published as soon as it is sealed and has a
+ * key, unless another page is known by it: then that one stays, and this one is freed when its rows let go of it.
+ * Keys that are there already are compared.
+ * @param reterr_block  with KVP_EMISMATCH and KVP_EINVAL: the index of the key that failed
+ * @retval KVP_EINVAL     first is over `keyed`; a page is not wholly within `reserved`; or a key is {0, 0}
+ * @retval KVP_EMISMATCH  a page has another key
+ * @retval KVP_EBUSY      its owner is DEAD
+ */
+enum kvp_status kvp_seq_set_keys(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                 uint32_t first, size_t n, const struct kvp_block_key *keys, size_t *reterr_block);
+/** The key of a page of a row. @retval KVP_ENOENT  block is not below `keyed` */
+enum kvp_status kvp_seq_block_key(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                  uint32_t block, struct kvp_block_key *ret_key);
+
+/**
+ * Free up to n CACHED pages, in the order in which the policy would.
+ * @param tenant       only pages of the tenant of that id; KVP_NONE: of all, guaranteed shares included
+ * @param ret_evicted  how many; less than n: there are no more that nothing extends, or the log is full (ret_more)
+ */
+enum kvp_status kvp_cache_evict(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, uint32_t n,
+                                uint32_t *ret_evicted, bool *ret_more);
+/** Free the blocks of this prefix from its last one on, up to the first that is held, or extended by another. */
+enum kvp_status kvp_cache_evict_prefix(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
+                                       const struct kvp_block_key *keys, uint32_t *ret_evicted);
+
+/* What the index knows of a page. */
+struct kvp_cache_entry {
+    uint32_t page;
+    struct kvp_block_key key;
+    uint32_t parent;     /* page of the block before it; KVP_NONE: it is a first block */
+    uint32_t children;   /* known blocks that extend it */
+    uint32_t references; /* 0: CACHED */
+    uint32_t tenant;     /* id */
+    uint32_t hits;       /* times it was found, as far as they are counted */
+    uint32_t age;        /* lookups since it was let go of; 0 while it is held */
+};
+/** For walking: 0..pages-1. @retval KVP_ENOENT  the index does not know that page */
+enum kvp_status kvp_cache_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
+                             struct kvp_cache_entry *ret_entry);
+
+/*
+ * A pin holds the pages of a prefix, as a row does, until it is ended; it takes a sequence's slot. The ledger keeps its
+ * lease and does not watch it.
+ */
+struct kvp_pin_view {
+    struct kvp_seq_id id;
+    uint32_t tenant; /* id */
+    uint32_t lease_ms;
+    uint32_t blocks;
+};
+/**
+ * Pin the whole of a prefix; one that is pinned gets the new lease.
+ * @param ret_blocks  of the pin; with KVP_ENOENT how many of the first blocks are known
+ * @retval KVP_ENOENT  not all of the blocks are known
+ * @retval KVP_ELIMIT  KVP_PINS_MAX pins are there, all rows are in use, or the prefix is longer than a row
+ */
+enum kvp_status kvp_pin(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
+                        const struct kvp_block_key *keys, uint32_t lease_ms, struct kvp_seq_id *ret_pin,
+                        size_t *ret_blocks);
+/** The pin of exactly this prefix. @retval KVP_ENOENT  there is none */
+enum kvp_status kvp_pin_find(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
+                             const struct kvp_block_key *keys, struct kvp_seq_id *ret_pin);
+/** Its pages go back as kvp_pool_reclaim comes to it. @retval KVP_ESTALE  no such pin */
+enum kvp_status kvp_pin_end(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id pin);
+/** First and next pin's slot, KVP_NONE at the end. */
+uint32_t kvp_pin_first(const struct kvp_ledger *ledger, struct kvp_pool_id pool);
+uint32_t kvp_pin_next(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot);
+enum kvp_status kvp_pin_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot,
+                           struct kvp_pin_view *ret_view);
 
 /* ---- buffers: memory that sessions registered -------------------------------------------------------------------- */
 
@@ -481,7 +636,8 @@ size_t kvp_audit_scratch_bytes(const struct kvp_ledger *ledger);
 /**
  * Walk all of it and name each violation: every list is closed and counted, every page's references are those that
  * rows and owed copies hold, every free page is on the free list once, every row is within bounds, keys are found by
- * their buckets, jobs and their sequences agree, the log is empty.
+ * their buckets, published pages by their block keys, cached ones in one eviction list, what is counted for each tenant
+ * is there, jobs and their sequences agree, the log is empty.
  *
  * @param scratch  kvp_audit_scratch_bytes, aligned to 8; the only memory it writes
  * @param report   called once a violation, with a text that names what and where; may be NULL

@@ -12,7 +12,6 @@
 #define KVP_SESSIONS_MAX    1024
 #define KVP_GPUS_MAX        16  /* slabs of one pool, one a GPU */
 #define KVP_JOBS_MAX        256 /* jobs open at the executor */
-#define KVP_TENANTS_MAX     64
 
 /* a pool */
 #define KVP_NAME_BYTES_MAX      63  /* without the terminator */
@@ -25,6 +24,10 @@
 #define KVP_SEQUENCES_MAX       65536 /* rows of one pool, those that retire included */
 #define KVP_SEQUENCE_TOKENS_MAX (1u << 24)
 #define KVP_ATTACHMENTS_MAX     256 /* sessions attached to one pool */
+#define KVP_TENANTS_MAX         64  /* that ever attached to it */
+#define KVP_PINS_MAX            1024
+#define KVP_BLOCK_KEY_BYTES_MIN 8   /* block keys of the caller's */
+#define KVP_BLOCK_KEY_BYTES_MAX 32
 #define KVP_LEDGER_BYTES_MAX    (1ull << 36)
 
 /* a session */
