@@ -37,6 +37,8 @@ enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, s
         index++;
     if (index == KVP_ATTACHMENTS_MAX)
         return KVP_ELIMIT;
+    uint32_t tenant;
+    TRY(tenant_place(ledger, &m, record->tenant, &tenant));
     TRY(txn_room(ledger, ROOM_SMALL));
     const struct block_attachment *made = &m.attachments[index];
     put32(ledger, &made->session_slot, session.slot);
@@ -46,6 +48,7 @@ enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, s
     put32(ledger, &made->first, 0);
     put32(ledger, &made->retiring, 0);
     put32(ledger, &made->nvml_seen, 0);
+    put32(ledger, &made->tenant, tenant);
     put32(ledger, &made->state, KVP_ATTACHMENT_LIVE);
     put32(ledger, &m.pool->attachments, m.pool->attachments + 1);
     put32(ledger, &record->attached[m.slot], index + 1);

@@ -137,7 +137,7 @@ size_t kvp_audit_scratch_bytes(const struct kvp_ledger *ledger)
         pages = pools[slot].pages > pages ? pools[slot].pages : pages;
         sequences = pools[slot].max_sequences > sequences ? pools[slot].max_sequences : sequences;
     }
-    return KVP_JOBS_MAX * sizeof(uint32_t) + ALIGN_UP(pages * sizeof(uint32_t), 8) + ALIGN_UP(sequences, 8);
+    return KVP_JOBS_MAX * sizeof(uint32_t) + 2 * ALIGN_UP(pages * sizeof(uint32_t), 8) + ALIGN_UP(sequences, 8);
 }
 
 uint64_t kvp_audit(const struct kvp_ledger *ledger, void *scratch, void (*report)(void *arg, const char *violation),
@@ -157,7 +157,8 @@ uint64_t kvp_audit(const struct kvp_ledger *ledger, void *scratch, void (*report
         if (why != NULL || pool->state == KVP_POOL_FREE)
             continue;
         audit.page_marks = audit.job_sequences + KVP_JOBS_MAX;
-        audit.seq_marks = (uint8_t *)audit.page_marks + ALIGN_UP(pool->pages * sizeof(uint32_t), 8);
+        audit.page_children = audit.page_marks + ALIGN_UP(pool->pages * sizeof(uint32_t), 8) / sizeof(uint32_t);
+        audit.seq_marks = (uint8_t *)audit.page_children + ALIGN_UP(pool->pages * sizeof(uint32_t), 8);
         audit_pool(&audit, slot);
     }
     for (uint32_t slot = 0; slot < KVP_JOBS_MAX; slot++)

@@ -1,39 +1,18 @@
 /**
- * The audit of one pool: sequences and rows, lists, keys, attachments, pages.
- *
- * The scratch memory holds a mark a page and a mark a sequence:
- *
- *   page   bits 0–28 references counted · 29 on the free list · 30 writable by an OPEN row
- *   seq    bit 0 seen in the list of its state
+ * The audit of one pool: sequences and rows, lists, keys, attachments; then its pages (audit_cache.c).
  *
  * Rows are walked first (they count references), lists next, pages last (they compare).
  */
-#include "internal.h"
+#include "pool_audit.h"
 
 #include <string.h>
-
-#define MARK_REFS     0x1fffffffu
-#define MARK_FREE     (1u << 29)
-#define MARK_WRITABLE (1u << 30)
-
-struct pool_audit {
-    struct audit *audit;
-    struct pool_map m;
-    uint32_t states[KVP_SEQ_RECLAIM + 1];   /* sequences found in each state */
-    uint32_t retiring[KVP_ATTACHMENTS_MAX]; /* RETIRING rows of each attachment */
-};
-
-/* A violation at sequence, page or attachment `i` of the pool. */
-#define REPORT(a, what, i, format, ...)                                                                                \
-    audit_report((a)->audit, "pool %u " what " %u: " format, (a)->m.slot, (i), ##__VA_ARGS__)
 
 /* ---- sequences -----------------------------------------------------------------------------------------------------
  */
 
 static void count_reference(struct pool_audit *a, uint32_t slot, uint32_t page)
 {
-    const struct block_pool *pool = a->m.pool;
-    if (page < pool->reserved_pages || page >= pool->pages_used)
+    if (!is_used_page(&a->m, page))
         REPORT(a, "sequence", slot, "holds page %u, which was never handed out", page);
     else
         a->audit->page_marks[page]++;
@@ -46,7 +25,7 @@ static void audit_open_row(struct pool_audit *a, uint32_t slot)
     const uint32_t *row = row_of(&a->m, slot);
     uint32_t sealed = seq->written / pool->page_tokens;
     for (uint32_t i = 0; i < seq->row_pages; i++) {
-        if (row[i] < pool->reserved_pages || row[i] >= pool->pages_used)
+        if (!is_used_page(&a->m, row[i]))
             continue;
         if (PAGE_SEALED(a->m.pages[row[i]]) != (i < sealed))
             REPORT(a, "sequence", slot, "page %u is %s", row[i],
@@ -56,6 +35,20 @@ static void audit_open_row(struct pool_audit *a, uint32_t slot)
         if (a->audit->page_marks[row[i]] & MARK_WRITABLE)
             REPORT(a, "sequence", slot, "page %u is another row's to write", row[i]);
         a->audit->page_marks[row[i]] |= MARK_WRITABLE;
+    }
+}
+
+static void audit_keys(struct pool_audit *a, uint32_t slot)
+{
+    const struct block_seq *seq = &a->m.seqs[slot];
+    if (seq->keyed > seq->row_pages || seq->keyed > seq->reserved / a->m.pool->page_tokens) {
+        REPORT(a, "sequence", slot, "%u pages keyed, of %u", seq->keyed, seq->row_pages);
+        return;
+    }
+    for (uint32_t i = 0; i < seq->keyed; i++) {
+        uint32_t page = row_of(&a->m, slot)[i];
+        if (is_used_page(&a->m, page) && !PAGE_KEYED(a->m.pages[page]))
+            REPORT(a, "sequence", slot, "page %u has no key", page);
     }
 }
 
@@ -77,6 +70,7 @@ static void audit_open(struct pool_audit *a, uint32_t slot)
     else if (find_key(a->audit->ledger, &a->m, seq->attachment, seq->key) != seq)
         REPORT(a, "sequence", slot, "is not the one found by its key");
     audit_open_row(a, slot);
+    audit_keys(a, slot);
     struct kvp_page_copy copy = owed_copy(&a->m, seq);
     if (seq->copy_source != 0 && (copy.tokens == 0 || copy.source == copy.destination))
         REPORT(a, "sequence", slot, "owes a copy from page %u to nowhere", seq->copy_source - 1);
@@ -102,7 +96,7 @@ static void audit_sequence(struct pool_audit *a, uint32_t slot)
 {
     const struct block_pool *pool = a->m.pool;
     const struct block_seq *seq = &a->m.seqs[slot];
-    if (seq->state > KVP_SEQ_RECLAIM || seq->row_pages > pool->row_pages) {
+    if (seq->state > KVP_SEQ_PIN || seq->row_pages > pool->row_pages) {
         REPORT(a, "sequence", slot, "state %u with %u pages can not be", seq->state, seq->row_pages);
         return;
     }
@@ -116,8 +110,8 @@ static void audit_sequence(struct pool_audit *a, uint32_t slot)
         audit_open(a, slot);
     if (seq->state == KVP_SEQ_FREE && (seq->row_pages != 0 || seq->copy_source != 0))
         REPORT(a, "sequence", slot, "free, and holds pages");
-    if (seq->state == KVP_SEQ_RECLAIM && seq->attachment != KVP_NONE)
-        REPORT(a, "sequence", slot, "to be reclaimed, and has an owner");
+    if ((seq->state == KVP_SEQ_RECLAIM || seq->state == KVP_SEQ_PIN) && seq->attachment != KVP_NONE)
+        REPORT(a, "sequence", slot, "to be reclaimed or a pin, and has an owner");
     if (seq->state == KVP_SEQ_RETIRING) {
         if (seq->after_value == 0 || seq->attachment >= KVP_ATTACHMENTS_MAX)
             REPORT(a, "sequence", slot, "retires, and waits for nothing");
@@ -164,6 +158,9 @@ static void audit_lists(struct pool_audit *a)
     audit_list(a, "free", pool->sequences_free, KVP_SEQ_FREE, KVP_NONE);
     audit_list(a, "retiring", pool->retiring, KVP_SEQ_RETIRING, KVP_NONE);
     audit_list(a, "reclaim", pool->reclaim, KVP_SEQ_RECLAIM, KVP_NONE);
+    uint32_t pins = audit_list(a, "pins", pool->pins, KVP_SEQ_PIN, KVP_NONE);
+    if (pins != pool->pin_count || pins > KVP_PINS_MAX)
+        audit_report(a->audit, "pool %u: counts %u pins, has %u", a->m.slot, pool->pin_count, pins);
     for (uint32_t i = 0; i < KVP_ATTACHMENTS_MAX; i++) {
         const struct block_attachment *attachment = &a->m.attachments[i];
         if (attachment->state == KVP_ATTACHMENT_FREE)
@@ -230,6 +227,9 @@ static void audit_attachments(struct pool_audit *a)
             REPORT(a, "attachment", i, "its session %u does not know it", attachment->session_slot);
         else if ((session->state == KVP_SESSION_OPEN) != (attachment->state == KVP_ATTACHMENT_LIVE))
             REPORT(a, "attachment", i, "state %u of a session in state %u", attachment->state, session->state);
+        else if (attachment->tenant >= KVP_TENANTS_MAX || !a->m.tenants[attachment->tenant].used ||
+                 a->m.tenants[attachment->tenant].id != session->tenant)
+            REPORT(a, "attachment", i, "its place %u is not its tenant's", attachment->tenant);
         uint32_t leader = attachment->leader;
         if (leader >= KVP_ATTACHMENTS_MAX || a->m.attachments[leader].state == KVP_ATTACHMENT_FREE ||
             a->m.attachments[leader].leader != leader)
@@ -241,61 +241,17 @@ static void audit_attachments(struct pool_audit *a)
         audit_report(a->audit, "pool %u: counts %u attachments, has %u", a->m.slot, a->m.pool->attachments, found);
 }
 
-/* ---- pages ---------------------------------------------------------------------------------------------------------
- */
-
-static void audit_free_list(struct pool_audit *a)
-{
-    const struct block_pool *pool = a->m.pool;
-    uint32_t page = (uint32_t)pool->free_list, count = (uint32_t)(pool->free_list >> 32);
-    for (uint32_t i = 0; i < count; i++) {
-        if (page < pool->reserved_pages || page >= pool->pages_used) {
-            audit_report(a->audit, "pool %u free list: ends after %u of %u pages", a->m.slot, i, count);
-            return;
-        }
-        if (a->audit->page_marks[page] & MARK_FREE) {
-            REPORT(a, "page", page, "is on the free list twice");
-            return;
-        }
-        a->audit->page_marks[page] |= MARK_FREE;
-        page = PAGE_LINK(a->m.pages[page]);
-    }
-    if (page != KVP_NONE)
-        audit_report(a->audit, "pool %u free list: goes on after %u pages", a->m.slot, count);
-}
-
-static void audit_pages(struct pool_audit *a)
-{
-    const struct block_pool *pool = a->m.pool;
-    for (uint32_t page = 0; page < pool->pages; page++) {
-        uint64_t record = a->m.pages[page];
-        uint32_t mark = a->audit->page_marks[page];
-        if (page < pool->reserved_pages || page >= pool->pages_used) {
-            if (record != 0)
-                REPORT(a, "page", page, "reserved or never handed out, and its record is not empty");
-            continue;
-        }
-        if (PAGE_REFS(record) != (mark & MARK_REFS))
-            REPORT(a, "page", page, "counts %u references, has %u", PAGE_REFS(record), mark & MARK_REFS);
-        if ((PAGE_REFS(record) == 0) != ((mark & MARK_FREE) != 0))
-            REPORT(a, "page", page, "%s",
-                   mark & MARK_FREE ? "held and on the free list" : "free and not on the free list");
-        if (PAGE_REFS(record) == 0 && PAGE_SEALED(record))
-            REPORT(a, "page", page, "free and sealed");
-    }
-}
-
 void audit_pool(struct audit *audit, uint32_t slot)
 {
     struct pool_audit a = {.audit = audit};
     map_pool_slot(audit->ledger, slot, &a.m);
     memset(audit->page_marks, 0, a.m.pool->pages * sizeof(uint32_t));
+    memset(audit->page_children, 0, a.m.pool->pages * sizeof(uint32_t));
     memset(audit->seq_marks, 0, a.m.pool->max_sequences);
     for (uint32_t i = 0; i < a.m.pool->sequences_used; i++)
         audit_sequence(&a, i);
     audit_lists(&a);
     audit_buckets(&a);
     audit_attachments(&a);
-    audit_free_list(&a);
     audit_pages(&a);
 }

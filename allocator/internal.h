@@ -60,26 +60,98 @@ enum kvp_status find_live_attachment(const struct pool_map *m, uint32_t attachme
 /* ---- page.c --------------------------------------------------------------------------------------------------------
  */
 
-#define PAGE_LINK(record)   ((uint32_t)(record))
-#define PAGE_REFS(record)   ((uint32_t)((record) >> 32) & 0x7fffffffu)
-#define PAGE_SEALED(record) ((record) >> 63 != 0)
+#define PAGE_SEALED_BIT    (1ull << 63)
+#define PAGE_KEYED_BIT     (1ull << 62)
+#define PAGE_PUBLISHED_BIT (1ull << 61)
+#define PAGE_DIRTY         (1ull << 60)
+#define PAGE_ONE_REF       (1ull << 32)
+#define PAGE_REFS_MAX      0x1fffffu
+
+#define PAGE_LINK(record)      ((uint32_t)(record))
+#define PAGE_REFS(record)      ((uint32_t)((record) >> 32) & PAGE_REFS_MAX)
+#define PAGE_TENANT(record)    ((uint32_t)((record) >> 53) & 0x7fu) /* index + 1; 0: nobody's yet */
+#define PAGE_SEALED(record)    (((record)&PAGE_SEALED_BIT) != 0)
+#define PAGE_KEYED(record)     (((record)&PAGE_KEYED_BIT) != 0)
+#define PAGE_PUBLISHED(record) (((record)&PAGE_PUBLISHED_BIT) != 0)
+/* Of a page that is not sealed, by the tenant's index. */
+#define PAGE_RECORD(tenant, refs, link) ((uint64_t)((tenant) + 1) << 53 | (uint64_t)(refs) << 32 | (link))
+
+static_assert(2 * KVP_SEQUENCES_MAX + KVP_SEQUENCES_MAX <= PAGE_REFS_MAX, "rows, owed copies and pins of one page");
+static_assert(KVP_TENANTS_MAX < 0x7f, "a tenant's index fits into a page record");
 
 uint32_t free_pages(const struct pool_map *m);
-/* Take n free pages, each with one reference, into ids [first, first + n) of a slot's row. At most n + 2 logged stores
- * beside the row's. */
+/* Whether an id can stand in a row: never a reserved page, never one that was not handed out. */
+bool is_used_page(const struct pool_map *m, uint32_t page);
+/* Take n free pages, evicting when there are too few, each with one reference, into ids [first, first + n) of a slot's
+ * row; the slot has an owner. At most n + 4 logged stores beside the row's and those of eviction, which looks for room
+ * itself. */
 enum kvp_status take_pages(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t seq_slot, uint32_t first,
                            uint32_t n, uint32_t *reterr_short);
 enum kvp_status share_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
-enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
 
-/* References given up one after the other; the free list's head is stored once, at the end. */
+/* References given up one after the other; the free list's head and the counts are stored once, at the end. */
 struct page_drop {
     uint64_t free_list;
     bool changed;
+    uint32_t tenant, freed, cached; /* not yet counted, of one tenant */
 };
+#define STORES_DROP 6u /* of one page, at most */
 struct page_drop drop_begin(const struct pool_map *m);
 enum kvp_status drop_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop, uint32_t page);
-void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, const struct page_drop *drop);
+/* A page without references, in no list and not published, to the free ones. */
+enum kvp_status free_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop, uint32_t page);
+/* Store the counts so far. */
+void drop_counts(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop);
+void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop);
+
+/* ---- prefix.c ------------------------------------------------------------------------------------------------------
+ */
+
+#define ENTRY_PARENT(family)   ((uint32_t)(family)) /* page + 1 */
+#define ENTRY_CHILDREN(family) ((uint32_t)((family) >> 32))
+
+/* The published page of a key, if it is that tenant's (id); else KVP_NONE. */
+uint32_t find_block(const struct pool_map *m, uint32_t tenant, const struct kvp_block_key *key);
+/* Seal a page of a row, and publish it if it has a key. At most STORES_SEAL logged stores, unless those before it in the
+ * row have to be published too: that looks for room itself. */
+enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *row, uint32_t index);
+#define STORES_SEAL 7u
+/* Take a page out of the index. @param ret_parent  the page that it extended, or KVP_NONE */
+enum kvp_status unpublish(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t *ret_parent);
+/* The pages of the longest known prefix, with a reference each, into the empty row of a slot. */
+enum kvp_status take_known(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
+                           uint32_t tenant, size_t n, const struct kvp_block_key *keys, uint32_t *ret_pages);
+
+/* ---- evict.c -------------------------------------------------------------------------------------------------------
+ */
+
+/* Whose pages may go: those of `taker` (an index; KVP_TENANTS_MAX: nobody's), and unless `own`, others' above their
+ * guaranteed share; all of them, if `forced`. */
+struct evict_scope {
+    uint32_t taker;
+    bool own, forced;
+};
+/* Free up to n pages; fewer: no more may go. Leaves room for `room_after` stores, or fails with KVP_ELIMIT. */
+enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope, uint32_t n,
+                            uint64_t room_after, uint32_t *ret_evicted);
+/* Whether a page is CACHED. */
+bool is_cached(const struct pool_map *m, uint32_t page);
+/* The last reference of a published page was dropped. At most 4 logged stores. */
+enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+/* A published page was found by its key: one more reference. */
+enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+uint32_t entry_hits(const struct block_entry *entry);
+uint32_t entry_class(const struct block_entry *entry);
+bool entry_parked(const struct block_entry *entry);
+uint32_t entry_age(const struct pool_map *m, const struct block_entry *entry);
+
+/* ---- tenant.c ------------------------------------------------------------------------------------------------------
+ */
+
+/* The place of a tenant by its id; KVP_ENOENT. */
+enum kvp_status tenant_index(const struct pool_map *m, uint32_t id, uint32_t *ret_index);
+/* The same; made if it has none. */
+enum kvp_status tenant_place(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t id, uint32_t *ret_index);
 
 /* ---- seq.c: slots, keys, lists --------------------------------------------------------------------------------------
  */
@@ -136,6 +208,7 @@ struct audit {
     uint64_t violations;
     uint32_t *job_sequences; /* [KVP_JOBS_MAX] sequences that name the job */
     uint32_t *page_marks;    /* [pages] of the pool at hand */
+    uint32_t *page_children; /* [pages] of the pool at hand */
     uint8_t *seq_marks;      /* [max_sequences] of the pool at hand */
 };
 void audit_report(struct audit *audit, const char *format, ...) __attribute__((format(printf, 2, 3)));

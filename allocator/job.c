@@ -151,7 +151,8 @@ enum kvp_status kvp_job_close(struct kvp_ledger *ledger, struct kvp_job_id job, 
     TRY(find_job(ledger, job, &record));
     if (record->sequences > KVP_BATCH_MAX || record->seal_pages > KVP_CALL_PAGES_MAX)
         return KVP_ECORRUPT;
-    TRY(txn_room(ledger, 2 * ROOM_SMALL + record->seal_pages + 16 * (uint64_t)record->sequences));
+    TRY(txn_room(ledger,
+                 2 * ROOM_SMALL + STORES_SEAL * (uint64_t)record->seal_pages + 32 * (uint64_t)record->sequences));
     if (record->sequences != 0 && map_pool(ledger, pool_of(record), &m) != KVP_OK)
         return KVP_ECORRUPT;
     uint32_t link = record->first;

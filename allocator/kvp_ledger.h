@@ -373,7 +373,7 @@ enum kvp_status kvp_seq_by_key(const struct kvp_ledger *ledger, struct kvp_pool_
 /** An OPEN sequence. @retval KVP_ESTALE  the generation is not current, or it was closed */
 enum kvp_status kvp_seq_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                             struct kvp_seq_view *ret_view);
-/** Whatever is in a slot, in any state but FREE (KVP_ENOENT). For walking: 0..max_sequences-1. */
+/** Whatever sequence is in a slot, in any state but FREE (KVP_ENOENT, for a pin too). For walking: 0..max_sequences-1. */
 enum kvp_status kvp_seq_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot,
                            struct kvp_seq_view *ret_view);
 /** The row: page ids [row_pages], in the ledger, valid until the next change. */

@@ -2,7 +2,8 @@
  * The structures in the block, and how to find them. Private to the allocator.
  *
  *   root    header 4096 B · log KVP_TXN_STORES_MAX × 16 B · sessions · outcomes · pools · buffers · jobs
- *   extent  pages · attachments · sequences · key buckets · rows, each aligned to 64 B, the whole to 4096 B
+ *   extent  pages · index entries · index slots · tenants · attachments · sequences · key buckets · rows, each aligned
+ *           to 64 B, the whole to 4096 B
  *
  * Everything is made of aligned 4- and 8-byte words, read as what they are and stored by store.c alone. A link is a
  * slot + 1, so that zeroed memory is empty lists; free pages alone link by their id. A word that is dead (a free slot,
@@ -111,7 +112,19 @@ struct block_pool {
     uint32_t retiring_count; /* RETIRING and RECLAIM slots */
     uint32_t attachments;    /* LIVE and DEAD */
     uint32_t blob_bytes;
-    uint32_t pad[21];
+
+    uint32_t policy; /* enum kvp_policy */
+    uint32_t zero_on_reuse;
+    uint32_t hash;
+    uint32_t tick;      /* counts lookups: the clock of eviction */
+    uint32_t published; /* pages in the index */
+    uint32_t cached;    /* … that no row holds */
+    uint32_t dirty;     /* pages in rows that are to be zeroed */
+    uint32_t pins;      /* list of PIN slots */
+    uint32_t pin_count;
+    uint64_t hash_key[2];
+    uint64_t lookup_blocks, hit_blocks, evictions;
+    uint64_t pad;
     uint64_t blob[KVP_POOL_BLOB_BYTES / 8];
 };
 
@@ -134,6 +147,30 @@ struct block_job {
 /* A page record is one 8-byte word; see page.c. */
 typedef uint64_t block_page;
 
+/* What the prefix index knows of a page; see prefix.c, and evict.c for links and use. Meaning only while it is keyed. */
+struct block_entry {
+    uint64_t key[2];
+    uint64_t family; /* parent page + 1 (0: a first block) | children << 32 */
+    uint64_t links;  /* next page + 1 | previous page + 1 << 32, in its eviction list */
+    uint64_t use;    /* stamp | class, hits and whether it is parked << 32 */
+};
+
+/* A slot of the index's hash table: page + 1 | the key's upper bits << 32; 0: empty. */
+typedef uint64_t block_slot;
+
+#define KVP_CLASSES 8u /* eviction lists of a tenant */
+
+struct block_tenant {
+    uint32_t id;
+    uint32_t used;
+    uint32_t pages; /* with references, or cached */
+    uint32_t cached;
+    uint32_t quota;
+    uint32_t guaranteed;
+    uint32_t pad[2];
+    uint64_t lists[KVP_CLASSES]; /* first page + 1 (most recent) | last page + 1 << 32 */
+};
+
 struct block_attachment {
     uint32_t state; /* enum kvp_attachment_state */
     uint32_t session_slot, session_generation;
@@ -142,14 +179,16 @@ struct block_attachment {
     uint32_t first;     /* list of them, by `next` */
     uint32_t retiring;  /* RETIRING ones that it owned */
     uint32_t nvml_seen;
-    uint64_t pad[4];
+    uint32_t tenant; /* index */
+    uint32_t pad;
+    uint64_t pad2[3];
 };
 
 struct block_seq {
     uint32_t state; /* enum kvp_seq_state */
     uint32_t generation;
     uint64_t key;
-    uint32_t attachment; /* owner; of RETIRING ones the former owner, of RECLAIM ones KVP_NONE */
+    uint32_t attachment; /* owner; of RETIRING ones the former owner, of RECLAIM ones and pins KVP_NONE */
     uint32_t durable;
     uint32_t reserved; /* tokens */
     uint32_t written;  /* tokens */
@@ -157,15 +196,15 @@ struct block_seq {
     uint32_t row_pages;
     uint32_t copy_source; /* page + 1; the copy's destination and length follow from `written`: see row.c */
     uint32_t pending_tokens;
-    uint64_t after_value;
+    uint64_t after_value; /* of a pin: its lease in ms */
     uint32_t after_timeline;
     uint32_t job;      /* slot + 1 */
     uint32_t job_next; /* in its job's list */
     uint32_t job_tokens;
     uint32_t next, prev;  /* in the list of its state: its attachment's, the pool's retiring or reclaim, or free */
     uint32_t bucket_next; /* in its key's bucket */
-    uint32_t pad;
-    uint64_t shrunk; /* transaction | row pages << 32: ids below that count must survive its rollback; see row.c */
+    uint32_t keyed;       /* its first pages, which have block keys */
+    uint64_t shrunk;      /* transaction | row pages << 32: ids below that count must survive its rollback; see row.c */
     uint64_t pad2[4];
 };
 
@@ -181,6 +220,8 @@ static_assert(offsetof(struct block_pool, blob) == 256 && sizeof(struct block_po
               "pool");
 static_assert(sizeof(struct block_job) == 64, "job");
 static_assert(sizeof(block_page) == 8, "page");
+static_assert(sizeof(struct block_entry) == 40, "index entry");
+static_assert(sizeof(struct block_tenant) == 96, "tenant");
 static_assert(sizeof(struct block_attachment) == 64, "attachment");
 static_assert(sizeof(struct block_seq) == 128, "sequence");
 static_assert(offsetof(struct block_seq, after_value) == 48 && offsetof(struct block_seq, shrunk) == 88, "sequence");
@@ -237,7 +278,7 @@ static inline const struct block_job *jobs_of(const struct kvp_ledger *ledger)
 
 /* The offsets of a pool's regions in its extent; see pool.c. */
 struct extent_shape {
-    uint64_t attachments, sequences, buckets, rows, bytes;
+    uint64_t entries, slots, tenants, attachments, sequences, buckets, rows, bytes;
     uint32_t bucket_count; /* a power of two */
 };
 
@@ -246,7 +287,11 @@ struct pool_map {
     const struct block_pool *pool;
     uint32_t slot;
     uint32_t bucket_mask;
+    uint32_t slot_count; /* of the index */
     const block_page *pages;
+    const struct block_entry *entries;
+    const block_slot *slots;
+    const struct block_tenant *tenants;
     const struct block_attachment *attachments;
     const struct block_seq *seqs;
     const uint32_t *buckets;

@@ -15,12 +15,17 @@
 
 #include <string.h>
 
+#define SLOTS_PER_PAGE 2u /* of the index: half of them are empty at least, so that a search is short */
+
 /* Of a geometry that is in range: every map of a pool comes here. */
 static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint32_t row_pages)
 {
     struct extent_shape shape = {.bucket_count =
                                      max_sequences == 1 ? 1 : 1u << (32 - __builtin_clz(max_sequences - 1))};
-    shape.attachments = ALIGN_UP((uint64_t)pages * sizeof(block_page), KVP_REGION_ALIGN);
+    shape.entries = ALIGN_UP((uint64_t)pages * sizeof(block_page), KVP_REGION_ALIGN);
+    shape.slots = ALIGN_UP(shape.entries + (uint64_t)pages * sizeof(struct block_entry), KVP_REGION_ALIGN);
+    shape.tenants = ALIGN_UP(shape.slots + (uint64_t)pages * SLOTS_PER_PAGE * sizeof(block_slot), KVP_REGION_ALIGN);
+    shape.attachments = ALIGN_UP(shape.tenants + KVP_TENANTS_MAX * sizeof(struct block_tenant), KVP_REGION_ALIGN);
     shape.sequences = shape.attachments + KVP_ATTACHMENTS_MAX * sizeof(struct block_attachment);
     shape.buckets = shape.sequences + (uint64_t)max_sequences * sizeof(struct block_seq);
     shape.rows = ALIGN_UP(shape.buckets + (uint64_t)shape.bucket_count * sizeof(uint32_t), KVP_REGION_ALIGN);
@@ -60,7 +65,11 @@ void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_m
         .pool = pool,
         .slot = slot,
         .bucket_mask = shape.bucket_count - 1,
+        .slot_count = pool->pages * SLOTS_PER_PAGE,
         .pages = (const block_page *)(const void *)extent,
+        .entries = (const struct block_entry *)(const void *)(extent + shape.entries),
+        .slots = (const block_slot *)(const void *)(extent + shape.slots),
+        .tenants = (const struct block_tenant *)(const void *)(extent + shape.tenants),
         .attachments = (const struct block_attachment *)(const void *)(extent + shape.attachments),
         .seqs = (const struct block_seq *)(const void *)(extent + shape.sequences),
         .buckets = (const uint32_t *)(const void *)(extent + shape.buckets),
@@ -110,6 +119,8 @@ const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot)
         return "a pool's name can not be";
     if (pool->blob_bytes > KVP_POOL_BLOB_BYTES)
         return "a pool's description is too long";
+    if (pool->policy > KVP_POLICY_LRU)
+        return "a pool's eviction policy can not be";
     if (pool->pages_used < pool->reserved_pages || pool->pages_used > pool->pages ||
         pool->sequences_used > pool->max_sequences)
         return "a pool's watermark is out of range";
@@ -189,6 +200,22 @@ static void put_geometry(struct kvp_ledger *ledger, const struct block_pool *poo
     put32(ledger, &pool->attachments, 0);
 }
 
+static void put_cache(struct kvp_ledger *ledger, const struct block_pool *pool, const struct kvp_pool_spec *spec)
+{
+    put32(ledger, &pool->policy, spec->policy);
+    put32(ledger, &pool->zero_on_reuse, spec->zero_on_reuse);
+    put32(ledger, &pool->hash, spec->hash);
+    const uint32_t *counts[] = {&pool->tick,  &pool->published, &pool->cached,
+                                &pool->dirty, &pool->pins,      &pool->pin_count};
+    for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
+        put32(ledger, counts[i], 0);
+    put64(ledger, &pool->hash_key[0], spec->hash_key[0]);
+    put64(ledger, &pool->hash_key[1], spec->hash_key[1]);
+    const uint64_t *totals[] = {&pool->lookup_blocks, &pool->hit_blocks, &pool->evictions};
+    for (size_t i = 0; i < sizeof(totals) / sizeof(totals[0]); i++)
+        put64(ledger, totals[i], 0);
+}
+
 static void put_blob(struct kvp_ledger *ledger, const struct block_pool *pool, const void *blob, uint32_t bytes)
 {
     put32(ledger, &pool->blob_bytes, bytes);
@@ -203,7 +230,8 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
                                 struct kvp_pool_id *ret_pool)
 {
     size_t name_bytes = spec->name == NULL ? 0 : strnlen(spec->name, KVP_NAME_BYTES_MAX + 1);
-    if (name_bytes == 0 || name_bytes > KVP_NAME_BYTES_MAX || spec->blob_bytes > KVP_POOL_BLOB_BYTES)
+    if (name_bytes == 0 || name_bytes > KVP_NAME_BYTES_MAX || spec->blob_bytes > KVP_POOL_BLOB_BYTES ||
+        spec->policy > KVP_POLICY_LRU)
         return KVP_EINVAL;
     struct kvp_pool_id found;
     if (kvp_pool_by_name(ledger, spec->name, &found) == KVP_OK)
@@ -220,6 +248,7 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
     for (int i = 0; i < 8; i++)
         put64(ledger, &pool->name[i], name[i]);
     put_geometry(ledger, pool, &spec->geometry);
+    put_cache(ledger, pool, spec);
     put32(ledger, &pool->needs_after, spec->needs_after);
     put64(ledger, &pool->layout_digest[0], spec->layout_digest[0]);
     put64(ledger, &pool->layout_digest[1], spec->layout_digest[1]);
@@ -266,6 +295,24 @@ static const char *name_of(const struct block_pool *pool)
     return (const char *)pool->name;
 }
 
+static struct kvp_cache_view cache_view_of(const struct block_pool *pool)
+{
+    return (struct kvp_cache_view){
+        .policy = (enum kvp_policy)pool->policy,
+        .zero_on_reuse = pool->zero_on_reuse != 0,
+        .hash_key = {pool->hash_key[0], pool->hash_key[1]},
+        .hash = pool->hash,
+        .published = pool->published,
+        .cached_pages = pool->cached,
+        .dirty_pages = pool->dirty,
+        .pins = pool->pin_count,
+        .lookup_blocks = pool->lookup_blocks,
+        .hit_blocks = pool->hit_blocks,
+        .publishes = pool->published + pool->evictions,
+        .evictions = pool->evictions,
+    };
+}
+
 static struct kvp_pool_view view_of(const struct pool_map *m)
 {
     const struct block_pool *pool = m->pool;
@@ -273,6 +320,7 @@ static struct kvp_pool_view view_of(const struct pool_map *m)
         .id = {m->slot, pool->generation},
         .state = (enum kvp_pool_state)pool->state,
         .needs_after = pool->needs_after != 0,
+        .cache = cache_view_of(pool),
         .geometry = geometry_of(pool),
         .layout_digest = {pool->layout_digest[0], pool->layout_digest[1]},
         .name = name_of(pool),

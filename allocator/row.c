@@ -4,7 +4,7 @@
  *   row    [0 … written/T)  SEALED, may be shared    |  [written/T … reserved/T]  HELD, this sequence's alone to write
  *
  * An OPEN row has exactly the pages that `reserved` needs. A page in it is SEALED if and only if `written` covers it
- * whole.
+ * whole. Its first `keyed` pages have block keys (prefix.c).
  *
  * An owed copy: after a fork, or a cut, in the middle of a page that is not this sequence's alone, the row holds a
  * fresh page there, whose first tokens have to be copied from the source page. Those tokens count as written: the
@@ -102,6 +102,7 @@ static enum kvp_status cut_pages(struct kvp_ledger *ledger, const struct pool_ma
         put32(ledger, &ghost->copy_source, source);
         retire_slot(ledger, m, ghost, seq->attachment, after);
     } else {
+        TRY(txn_room(ledger, 2 * ROOM_SMALL + STORES_DROP * (uint64_t)n));
         struct page_drop drop = drop_begin(m);
         for (uint32_t i = seq->row_pages; i-- > keep;)
             TRY(drop_page(ledger, m, &drop, row[i]));
@@ -136,8 +137,12 @@ static enum kvp_status cut(struct kvp_ledger *ledger, const struct pool_map *m, 
                 return KVP_ECORRUPT;
             TRY(take_pages(ledger, m, slot_of(m, seq), keep - 1, 1, reterr_short));
             put32(ledger, &seq->copy_source, page + 1);
+        } else if (PAGE_KEYED(m->pages[page])) {
+            put64(ledger, &m->pages[page], m->pages[page] & ~PAGE_KEYED_BIT);
         }
     }
+    if (seq->keyed > reserved / m->pool->page_tokens)
+        put32(ledger, &seq->keyed, reserved / m->pool->page_tokens);
     if (written != seq->written)
         put32(ledger, &seq->written, written);
     put32(ledger, &seq->reserved, reserved);
@@ -178,18 +183,15 @@ enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m,
         *ret_changed = false;
         return KVP_OK;
     }
-    TRY(txn_room(ledger, ROOM_SMALL + 1));
+    TRY(txn_room(ledger, ROOM_SMALL + STORES_SEAL));
     uint32_t page = seq->written / page_tokens, end = written / page_tokens;
-    uint32_t room = txn_room_left(ledger) - ROOM_SMALL;
-    if (end - page > room) {
-        end = page + room;
-        written = end * page_tokens;
-    }
     if (end > seq->row_pages)
         return KVP_ECORRUPT;
     const uint32_t *row = row_of(m, slot_of(m, seq));
-    for (; page < end; page++)
-        TRY(seal_page(ledger, m, row[page]));
+    for (; page < end && txn_room_left(ledger) >= ROOM_SMALL + STORES_SEAL; page++)
+        TRY(seal_page(ledger, m, row, page));
+    if (page < end)
+        written = page * page_tokens;
     if (seq->copy_source != 0) {
         struct page_drop drop = drop_begin(m);
         TRY(drop_page(ledger, m, &drop, seq->copy_source - 1));
@@ -240,6 +242,7 @@ static enum kvp_status share_row(struct kvp_ledger *ledger, const struct pool_ma
     put32(ledger, &child->row_pages, full + part);
     put32(ledger, &child->reserved, tokens);
     put32(ledger, &child->written, tokens);
+    put32(ledger, &child->keyed, parent->keyed < full ? parent->keyed : full);
     return KVP_OK;
 }
 
@@ -298,10 +301,12 @@ enum kvp_status kvp_pool_reclaim(struct kvp_ledger *ledger, struct kvp_pool_id p
         uint32_t slot = linked_slot(&m, m.pool->reclaim);
         if (slot == KVP_NONE || m.seqs[slot].state != KVP_SEQ_RECLAIM || m.seqs[slot].row_pages > m.pool->row_pages)
             return KVP_ECORRUPT;
-        uint32_t room = txn_room_left(ledger) - 2 * ROOM_SMALL;
+        uint32_t room = (txn_room_left(ledger) - 2 * ROOM_SMALL) / STORES_DROP;
         uint32_t n = m.seqs[slot].row_pages;
         n = n < budget ? n : budget;
         n = n < room ? n : room;
+        if (n == 0 && m.seqs[slot].row_pages != 0)
+            break;
         TRY(reclaim_row(ledger, &m, &m.seqs[slot], n, &drop));
         budget -= n > 0 ? n : 1;
     }

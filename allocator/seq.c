@@ -7,10 +7,12 @@
  *                        │         ghost of a cut: with a value, or without one ──────────────────┤
  *                        └─ close without a value, release of its DEAD owner ─────────────────────┘
  *
- * A slot is in exactly one list by next and prev: its attachment's (OPEN), the pool's retiring or reclaim, or by next
- * alone the free list; slots from pool.sequences_used on were never used. OPEN ones are in a bucket too, by
+ * A slot is in exactly one list by next and prev: its attachment's (OPEN), the pool's retiring, reclaim or pins, or by
+ * next alone the free list; slots from pool.sequences_used on were never used. OPEN ones are in a bucket too, by
  * (attachment, key), which is unique. A row that retires keeps its slot: so nobody gets its progress word too early. A
  * ghost is the slot that takes the pages which a truncation cut off: it was never open, and has no key.
+ *
+ * A pin is a slot too, in the pool's list of pins: see pin.c.
  *
  * An OPEN sequence of a DEAD attachment is frozen: it is reclaimed by release, or claimed by a transfer; its written
  * tokens may be observed, and forked from.
@@ -117,7 +119,7 @@ enum kvp_status take_slot(struct kvp_ledger *ledger, const struct pool_map *m, c
     const struct block_seq *seq = &m->seqs[slot];
     const uint32_t *zeroed[] = {&seq->durable,        &seq->reserved,       &seq->written, &seq->copy_source,
                                 &seq->pending_tokens, &seq->after_timeline, &seq->job,     &seq->job_next,
-                                &seq->job_tokens,     &seq->bucket_next};
+                                &seq->job_tokens,     &seq->bucket_next,    &seq->keyed};
     for (size_t i = 0; i < sizeof(zeroed) / sizeof(zeroed[0]); i++) {
         if (*zeroed[i] != 0)
             put32(ledger, zeroed[i], 0);
@@ -274,6 +276,7 @@ static void fill_view(const struct pool_map *m, const struct block_seq *restrict
     ret_view->written = open ? seq->written : 0;
     ret_view->version = seq->version;
     ret_view->row_pages = seq->row_pages;
+    ret_view->keyed = open ? seq->keyed : 0;
     ret_view->job = seq->job == 0 ? KVP_NONE : seq->job - 1;
     ret_view->job_tokens = seq->job_tokens;
     ret_view->after.timeline = seq->after_timeline;
@@ -298,7 +301,7 @@ enum kvp_status kvp_seq_at(const struct kvp_ledger *ledger, struct kvp_pool_id p
 {
     struct pool_map m;
     TRY(map_pool(ledger, pool, &m));
-    if (slot >= m.pool->max_sequences || m.seqs[slot].state == KVP_SEQ_FREE)
+    if (slot >= m.pool->max_sequences || m.seqs[slot].state == KVP_SEQ_FREE || m.seqs[slot].state == KVP_SEQ_PIN)
         return KVP_ENOENT;
     if (m.seqs[slot].row_pages > m.pool->row_pages)
         return KVP_ECORRUPT;

@@ -58,7 +58,7 @@ void ledger_block_assert_clean(const struct kvp_ledger *ledger)
 
 void ledger_bed_make(struct ledger_bed *bed, struct kvp_pool_geometry geometry, bool needs_after)
 {
-    ledger_block_open(&bed->block, kvp_ledger_root_bytes() + (64u << 20));
+    ledger_block_open(&bed->block, kvp_ledger_root_bytes() + (256u << 20));
     bed->ledger = &bed->block.ledger;
     struct kvp_pool_spec spec = {.geometry = geometry, .needs_after = needs_after, .name = "bed"};
     kvp_txn_begin(bed->ledger);

@@ -4,7 +4,7 @@
  *
  * A violation is planted through the writable mapping, seen by the text that names it, and taken back.
  */
-#include "layout.h"
+#include "internal.h"
 #include "ledger_block.h"
 
 #include <stdio.h>
@@ -36,14 +36,14 @@ static void *writable(struct rich *rich, const void *in_view)
 
 static void find_words(struct rich *rich)
 {
-    const struct block_pool *pool = &pools_of(rich->bed.ledger)[rich->bed.pool.slot];
-    const unsigned char *extent = rich->bed.block.view + pool->extent_offset;
-    rich->pool = writable(rich, pool);
-    rich->pages = writable(rich, extent);
-    rich->attachments = writable(rich, extent + 256);
-    rich->seqs = writable(rich, extent + 256 + sizeof(struct block_attachment) * KVP_ATTACHMENTS_MAX);
-    rich->buckets = writable(rich, (unsigned char *)(rich->seqs + 8) - rich->bed.block.store + rich->bed.block.view);
-    rich->rows = writable(rich, kvp_seq_row(rich->bed.ledger, rich->bed.pool, 0));
+    struct pool_map m;
+    map_pool_slot(rich->bed.ledger, rich->bed.pool.slot, &m);
+    rich->pool = writable(rich, m.pool);
+    rich->pages = writable(rich, m.pages);
+    rich->attachments = writable(rich, m.attachments);
+    rich->seqs = writable(rich, m.seqs);
+    rich->buckets = writable(rich, m.buckets);
+    rich->rows = writable(rich, m.rows);
     rich->sessions = writable(rich, sessions_of(rich->bed.ledger));
     rich->jobs = writable(rich, jobs_of(rich->bed.ledger));
 }
@@ -166,7 +166,7 @@ START_TEST(the_audit_finds_what_is_wrong_with_sequences_and_rows)
     PLANT(rich.seqs[2].copy_source, row[0] + 1, "sequence 2: owes a copy from page");
     PLANT(rich.seqs[1].copy_source, 0, "references, has");
     PLANT(rich.seqs[4].after_value, 0, "sequence 4: retires, and waits for nothing");
-    PLANT(rich.seqs[5].attachment, 0, "sequence 5: to be reclaimed, and has an owner");
+    PLANT(rich.seqs[5].attachment, 0, "sequence 5: to be reclaimed or a pin, and has an owner");
     PLANT(rich.seqs[6].row_pages, 1, "sequence 6: free, and holds pages");
     PLANT(rich.seqs[7].state, 1, "sequence 7: is beyond the watermark, and was used");
     ledger_bed_end(&rich.bed);
@@ -214,7 +214,7 @@ START_TEST(the_audit_finds_what_is_wrong_with_pages)
     PLANT(rich.pages[held], 0, "page");
     PLANT(rich.pages[first], rich.pages[first] | 1ull << 63, "free and sealed");
     PLANT(rich.pages[first], first, "is on the free list twice");
-    PLANT(rich.pages[first], held, "held and on the free list");
+    PLANT(rich.pages[first], held, "in use and on the free list");
     PLANT(rich.pages[1], 1ull << 32, "page 1: reserved or never handed out, and its record is not empty");
     PLANT(rich.pages[31], 5, "page 31: reserved or never handed out, and its record is not empty");
     PLANT(rich.pool->free_list, rich.pool->free_list + (1ull << 32), "free list: ends after");

@@ -116,7 +116,7 @@ START_TEST(extents_are_placed_first_fit_and_never_overlap)
     struct kvp_pool_view views[4];
     uint64_t offset, bytes;
     const char *names[] = {"a", "b", "c", "d"};
-    ledger_block_open(&block, kvp_ledger_root_bytes() + (64u << 12));
+    ledger_block_open(&block, kvp_ledger_root_bytes() + (1u << 20));
     uint32_t made = 0;
     kvp_txn_begin(&block.ledger);
     for (; made < 4; made++) {
@@ -175,7 +175,7 @@ START_TEST(making_the_largest_pool_touches_none_of_its_pages)
     struct ledger_block block;
     struct kvp_pool_id pool;
     struct kvp_pool_geometry large = {KVP_PAGES_MAX, 16, 0, 16, 64};
-    ledger_block_open(&block, kvp_ledger_root_bytes() + (320u << 20));
+    ledger_block_open(&block, kvp_ledger_root_bytes() + (2560ull << 20));
     kvp_txn_begin(&block.ledger);
     ck_assert_int_eq(create(&block.ledger, "large", large, &pool), KVP_OK);
     ck_assert_uint_lt(block.ledger.txn_stores, 64);

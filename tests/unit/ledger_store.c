@@ -200,7 +200,7 @@ END_TEST
 START_TEST(a_transaction_over_the_logs_size_is_refused_and_its_abort_restores_all)
 {
     struct ledger_bed bed;
-    struct kvp_pool_geometry large = {.pages = 1u << 20, .page_tokens = 1, .max_sequences = 2, .row_pages = 1u << 20};
+    struct kvp_pool_geometry large = {.pages = 2u << 20, .page_tokens = 1, .max_sequences = 2, .row_pages = 2u << 20};
     ledger_bed_make(&bed, large, false);
     uint32_t short_pages = 0;
     bool changed = false;

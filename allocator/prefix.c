@@ -1,0 +1,360 @@
+/**
+ * The prefix index: which page holds the block of a key.
+ *
+ *   slots    [2 P] open addressing, linear probing: page + 1 | upper 32 bits of the key; the home of a key is where these
+ *            bits lie in 0 … 2^32, so that a slot can be moved without a look at its entry. A removed slot is closed by
+ *            moving back those that it parted from their home: there are no marks of what was.
+ *   entries  [P] by page: the key, the parent, how many published pages extend it
+ *
+ * A page gets its key by set_keys (keyed), and is published when it is sealed, or at once if it is. Where two pages have
+ * one key, the first that was sealed is published; the other stays keyed alone. A published page's parent is published,
+ * and stays as long as it has children: so a chain in the index is whole down to its first block.
+ *
+ * When a page is published whose row's page before it is not (it was the second of its key, and the first was evicted
+ * since), that one is published first: publish walks back to where the chain is known, and forward again.
+ *
+ * The keys' bits are taken as evenly spread: a search looks at two or three slots. At most 5 logged stores a publish.
+ */
+#include "internal.h"
+
+#define SLOT_PAGE(slot)        ((uint32_t)(slot)-1)
+#define SLOT_TAG(slot)         ((uint32_t)((slot) >> 32))
+#define SLOT_WORD(tag, page)   ((uint64_t)(tag) << 32 | ((page) + 1))
+#define KEY_TAG(key)           ((uint32_t)((key)->word[0] >> 32))
+#define FAMILY_WORD(parent, n) ((uint64_t)(n) << 32 | (parent))
+#define STORES_PUBLISH         6u
+#define STORES_FOUND           8u
+#define PREFETCH_SLOTS         12u
+#define PREFETCH_ENTRIES       6u
+
+/* ---- the table -----------------------------------------------------------------------------------------------------
+ */
+
+static inline uint32_t home_of(const struct pool_map *m, uint32_t tag)
+{
+    return (uint32_t)((uint64_t)tag * m->slot_count >> 32);
+}
+
+static inline uint32_t slot_after(const struct pool_map *m, uint32_t slot)
+{
+    return slot + 1 == m->slot_count ? 0 : slot + 1;
+}
+
+static inline bool has_key(const struct pool_map *m, uint32_t page, const struct kvp_block_key *key)
+{
+    return m->entries[page].key[0] == key->word[0] && m->entries[page].key[1] == key->word[1];
+}
+
+/* The published page of a key, or KVP_NONE. */
+static uint32_t find(const struct pool_map *m, const struct kvp_block_key *key)
+{
+    uint32_t tag = KEY_TAG(key), slot = home_of(m, tag);
+    for (uint32_t steps = 0; steps < m->slot_count && m->slots[slot] != 0; steps++) {
+        uint32_t page = SLOT_PAGE(m->slots[slot]);
+        if (SLOT_TAG(m->slots[slot]) == tag && is_used_page(m, page) && PAGE_PUBLISHED(m->pages[page]) &&
+            has_key(m, page, key))
+            return page;
+        slot = slot_after(m, slot);
+    }
+    return KVP_NONE;
+}
+
+uint32_t find_block(const struct pool_map *m, uint32_t tenant, const struct kvp_block_key *key)
+{
+    uint32_t page = find(m, key);
+    if (page == KVP_NONE)
+        return KVP_NONE;
+    uint32_t index = PAGE_TENANT(m->pages[page]) - 1;
+    return index < KVP_TENANTS_MAX && m->tenants[index].id == tenant ? page : KVP_NONE;
+}
+
+static enum kvp_status insert(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
+{
+    struct kvp_block_key key = {{m->entries[page].key[0], m->entries[page].key[1]}};
+    uint32_t slot = home_of(m, KEY_TAG(&key));
+    for (uint32_t steps = 0; m->slots[slot] != 0; steps++) {
+        if (steps == m->slot_count)
+            return KVP_ECORRUPT;
+        slot = slot_after(m, slot);
+    }
+    put64(ledger, &m->slots[slot], SLOT_WORD(KEY_TAG(&key), page));
+    return KVP_OK;
+}
+
+/* Whether a slot whose home is `home` may lie at `hole` instead of at `slot`: is home not in (hole, slot], going round? */
+static inline bool may_move(uint32_t home, uint32_t hole, uint32_t slot)
+{
+    return hole <= slot ? home <= hole || home > slot : home <= hole && home > slot;
+}
+
+static enum kvp_status delete (struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page) {
+    uint32_t tag = (uint32_t)(m->entries[page].key[0] >> 32), hole = home_of(m, tag), steps = 0;
+    for (; m->slots[hole] != SLOT_WORD(tag, page);
+         steps++){if (m->slots[hole] == 0 || steps == m->slot_count) return KVP_ECORRUPT; hole = slot_after(m, hole);}
+uint32_t slot = slot_after(m, hole);
+for (; m->slots[slot] != 0 && steps < m->slot_count; steps++, slot = slot_after(m, slot)) {
+    if (!may_move(home_of(m, SLOT_TAG(m->slots[slot])), hole, slot))
+        continue;
+    TRY(txn_room(ledger, ROOM_SMALL));
+    put64(ledger, &m->slots[hole], m->slots[slot]);
+    hole = slot;
+}
+put64(ledger, &m->slots[hole], 0);
+return KVP_OK;
+}
+
+/* ---- publishing ----------------------------------------------------------------------------------------------------
+ */
+
+static struct kvp_block_key key_of(const struct pool_map *m, uint32_t page)
+{
+    return (struct kvp_block_key){{m->entries[page].key[0], m->entries[page].key[1]}};
+}
+
+/* The published page that stands for a row's page: itself, or the one that was there before it. */
+static uint32_t known_page(const struct pool_map *m, uint32_t page)
+{
+    if (PAGE_PUBLISHED(m->pages[page]))
+        return page;
+    struct kvp_block_key key = key_of(m, page);
+    return PAGE_KEYED(m->pages[page]) ? find(m, &key) : KVP_NONE;
+}
+
+/* Publish a keyed page, sealed or to be sealed by it, whose key no page is published under. */
+static enum kvp_status publish_one(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t parent)
+{
+    TRY(insert(ledger, m, page));
+    put64(ledger, &m->entries[page].family, FAMILY_WORD(parent == KVP_NONE ? 0 : parent + 1, 0));
+    if (parent != KVP_NONE)
+        put64(ledger, &m->entries[parent].family, m->entries[parent].family + FAMILY_WORD(0, 1));
+    put64(ledger, &m->pages[page], m->pages[page] | PAGE_SEALED_BIT | PAGE_PUBLISHED_BIT);
+    put32(ledger, &m->pool->published, m->pool->published + 1);
+    return KVP_OK;
+}
+
+/* Publish page `index` of a row, and what is missing before it. Leaves them as they are when the log has no room. */
+static enum kvp_status publish(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *row, uint32_t index)
+{
+    if (known_page(m, row[index]) != KVP_NONE)
+        return KVP_OK;
+    uint32_t first = index, parent = KVP_NONE;
+    while (first > 0) {
+        if (!is_used_page(m, row[first - 1]))
+            return KVP_ECORRUPT;
+        parent = known_page(m, row[first - 1]);
+        if (parent != KVP_NONE)
+            break;
+        if (!PAGE_KEYED(m->pages[row[first - 1]]) || !PAGE_SEALED(m->pages[row[first - 1]]))
+            return KVP_OK;
+        first--;
+    }
+    for (; first <= index; first++) {
+        if (txn_room(ledger, STORES_PUBLISH + ROOM_SMALL) != KVP_OK)
+            return KVP_OK;
+        TRY(publish_one(ledger, m, row[first], parent));
+        parent = row[first];
+    }
+    return KVP_OK;
+}
+
+enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *row, uint32_t index)
+{
+    uint32_t page = row[index];
+    if (!is_used_page(m, page) || PAGE_REFS(m->pages[page]) == 0)
+        return KVP_ECORRUPT;
+    uint64_t record = m->pages[page];
+    if (PAGE_SEALED(record))
+        return KVP_OK;
+    if (record & PAGE_DIRTY) {
+        record &= ~PAGE_DIRTY;
+        put32(ledger, &m->pool->dirty, m->pool->dirty - 1);
+        put64(ledger, &m->pages[page], record);
+    }
+    if (PAGE_KEYED(record) && known_page(m, page) == KVP_NONE && index > 0 && is_used_page(m, row[index - 1]) &&
+        PAGE_PUBLISHED(m->pages[row[index - 1]]))
+        return publish_one(ledger, m, page, row[index - 1]);
+    put64(ledger, &m->pages[page], record | PAGE_SEALED_BIT);
+    return PAGE_KEYED(record) ? publish(ledger, m, row, index) : KVP_OK;
+}
+
+enum kvp_status unpublish(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t *ret_parent)
+{
+    uint32_t parent = ENTRY_PARENT(m->entries[page].family);
+    TRY(delete (ledger, m, page));
+    if (parent != 0) {
+        if (!is_used_page(m, parent - 1) || ENTRY_CHILDREN(m->entries[parent - 1].family) == 0)
+            return KVP_ECORRUPT;
+        put64(ledger, &m->entries[parent - 1].family, m->entries[parent - 1].family - FAMILY_WORD(0, 1));
+    }
+    put32(ledger, &m->pool->published, m->pool->published - 1);
+    *ret_parent = parent == 0 ? KVP_NONE : parent - 1;
+    return KVP_OK;
+}
+
+/* ---- keys of a row -------------------------------------------------------------------------------------------------
+ */
+
+static enum kvp_status set_key(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
+                               uint32_t index, const struct kvp_block_key *key)
+{
+    const uint32_t *row = row_of(m, slot_of(m, seq));
+    uint32_t page = row[index];
+    if (!is_used_page(m, page) || PAGE_REFS(m->pages[page]) == 0)
+        return KVP_ECORRUPT;
+    if (PAGE_KEYED(m->pages[page]))
+        return has_key(m, page, key) ? KVP_OK : KVP_EMISMATCH;
+    put64(ledger, &m->entries[page].key[0], key->word[0]);
+    put64(ledger, &m->entries[page].key[1], key->word[1]);
+    put64(ledger, &m->entries[page].use, 0);
+    put64(ledger, &m->pages[page], m->pages[page] | PAGE_KEYED_BIT);
+    return PAGE_SEALED(m->pages[page]) ? publish(ledger, m, row, index) : KVP_OK;
+}
+
+enum kvp_status kvp_seq_set_keys(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                 uint32_t first, size_t n, const struct kvp_block_key *keys, size_t *reterr_block)
+{
+    struct pool_map m;
+    const struct block_seq *found;
+    TRY(map_live_pool(ledger, pool, &m));
+    TRY(find_seq(&m, seq, &found));
+    if (m.attachments[found->attachment].state != KVP_ATTACHMENT_LIVE)
+        return KVP_EBUSY;
+    uint32_t full = found->reserved / m.pool->page_tokens;
+    if (full > found->row_pages)
+        return KVP_ECORRUPT;
+    for (size_t i = 0; i < n; i++) {
+        *reterr_block = i;
+        if (first > found->keyed || first + (uint64_t)i >= full || (keys[i].word[0] == 0 && keys[i].word[1] == 0))
+            return KVP_EINVAL;
+        TRY(txn_room(ledger, 2 * STORES_PUBLISH + ROOM_SMALL));
+        TRY(set_key(ledger, &m, found, first + (uint32_t)i, &keys[i]));
+    }
+    if (first + (uint64_t)n > found->keyed)
+        put32(ledger, &found->keyed, first + (uint32_t)n);
+    return KVP_OK;
+}
+
+enum kvp_status kvp_seq_block_key(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
+                                  uint32_t block, struct kvp_block_key *ret_key)
+{
+    struct pool_map m;
+    const struct block_seq *found;
+    TRY(map_pool(ledger, pool, &m));
+    TRY(find_seq(&m, seq, &found));
+    if (block >= found->keyed || block >= found->row_pages)
+        return KVP_ENOENT;
+    uint32_t page = row_of(&m, seq.slot)[block];
+    if (!is_used_page(&m, page))
+        return KVP_ECORRUPT;
+    *ret_key = key_of(&m, page);
+    return KVP_OK;
+}
+
+/* ---- look-ups ------------------------------------------------------------------------------------------------------
+ */
+
+/* Memory that the look-ups after this one will need. */
+static inline void prefetch(const struct pool_map *m, size_t i, size_t n, const struct kvp_block_key *keys)
+{
+    if (i + PREFETCH_SLOTS < n)
+        __builtin_prefetch(&m->slots[home_of(m, KEY_TAG(&keys[i + PREFETCH_SLOTS]))]);
+    if (i + PREFETCH_ENTRIES < n) {
+        uint32_t page = SLOT_PAGE(m->slots[home_of(m, KEY_TAG(&keys[i + PREFETCH_ENTRIES]))]);
+        if (page < m->pool->pages) {
+            __builtin_prefetch(&m->entries[page]);
+            __builtin_prefetch(&m->pages[page]);
+        }
+    }
+}
+
+enum kvp_status kvp_cache_match(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
+                                const struct kvp_block_key *keys, size_t *ret_blocks, uint32_t *ret_pages)
+{
+    struct pool_map m;
+    TRY(map_live_pool(ledger, pool, &m));
+    size_t blocks = 0;
+    for (; blocks < n; blocks++) {
+        prefetch(&m, blocks, n, keys);
+        uint32_t page = find_block(&m, tenant, &keys[blocks]);
+        if (page == KVP_NONE)
+            break;
+        if (ret_pages != NULL)
+            ret_pages[blocks] = page;
+    }
+    *ret_blocks = blocks;
+    return KVP_OK;
+}
+
+enum kvp_status take_known(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
+                           uint32_t tenant, size_t n, const struct kvp_block_key *keys, uint32_t *ret_pages)
+{
+    uint32_t room = (txn_room_left(ledger) - ROOM_SMALL) / STORES_FOUND;
+    n = n < m->pool->row_pages ? n : m->pool->row_pages;
+    n = n < room ? n : room;
+    uint32_t taken = 0;
+    for (; taken < n; taken++) {
+        prefetch(m, taken, n, keys);
+        uint32_t page = find_block(m, tenant, &keys[taken]);
+        if (page == KVP_NONE)
+            break;
+        TRY(find_page(ledger, m, page));
+        put_row(ledger, m, seq, taken, page);
+    }
+    put32(ledger, &seq->row_pages, taken);
+    *ret_pages = taken;
+    return KVP_OK;
+}
+
+enum kvp_status kvp_seq_open_cached(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
+                                    uint64_t key, bool durable, size_t n, const struct kvp_block_key *keys,
+                                    struct kvp_seq_id *ret_seq, size_t *ret_blocks)
+{
+    struct pool_map m;
+    const struct block_seq *seq;
+    struct kvp_seq_id made;
+    uint32_t taken;
+    TRY(map_live_pool(ledger, pool, &m));
+    TRY(kvp_seq_open(ledger, pool, attachment, key, durable, &made));
+    TRY(find_seq(&m, made, &seq));
+    TRY(txn_room(ledger, 2 * ROOM_SMALL));
+    uint32_t tenant = m.attachments[attachment].tenant;
+    if (tenant >= KVP_TENANTS_MAX)
+        return KVP_ECORRUPT;
+    TRY(take_known(ledger, &m, seq, m.tenants[tenant].id, n, keys, &taken));
+    uint64_t tokens = (uint64_t)taken * m.pool->page_tokens;
+    if (tokens > KVP_SEQUENCE_TOKENS_MAX)
+        return KVP_EINVAL;
+    put32(ledger, &seq->reserved, (uint32_t)tokens);
+    put32(ledger, &seq->written, (uint32_t)tokens);
+    put32(ledger, &seq->keyed, taken);
+    put32(ledger, &m.pool->tick, m.pool->tick + 1);
+    put64(ledger, &m.pool->lookup_blocks, m.pool->lookup_blocks + n);
+    put64(ledger, &m.pool->hit_blocks, m.pool->hit_blocks + taken);
+    *ret_seq = made;
+    *ret_blocks = taken;
+    return KVP_OK;
+}
+
+enum kvp_status kvp_cache_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
+                             struct kvp_cache_entry *ret_entry)
+{
+    struct pool_map m;
+    TRY(map_pool(ledger, pool, &m));
+    if (!is_used_page(&m, page) || !PAGE_PUBLISHED(m.pages[page]))
+        return KVP_ENOENT;
+    const struct block_entry *entry = &m.entries[page];
+    uint32_t tenant = PAGE_TENANT(m.pages[page]) - 1;
+    if (tenant >= KVP_TENANTS_MAX)
+        return KVP_ECORRUPT;
+    *ret_entry = (struct kvp_cache_entry){
+        .page = page,
+        .key = key_of(&m, page),
+        .parent = ENTRY_PARENT(entry->family) == 0 ? KVP_NONE : ENTRY_PARENT(entry->family) - 1,
+        .children = ENTRY_CHILDREN(entry->family),
+        .references = PAGE_REFS(m.pages[page]),
+        .tenant = m.tenants[tenant].id,
+        .hits = entry_hits(entry),
+        .age = PAGE_REFS(m.pages[page]) == 0 ? entry_age(&m, entry) : 0,
+    };
+    return KVP_OK;
+}
