@@ -227,7 +227,8 @@ START_TEST(a_transaction_over_the_logs_size_is_refused_and_its_abort_restores_al
     ck_assert_uint_lt(written, KVP_TXN_STORES_MAX);
     ck_assert_uint_gt(written, KVP_TXN_STORES_MAX - 200);
     ck_assert_int_eq(kvp_seq_observe(bed.ledger, bed.pool, seq, UINT32_MAX, &changed), KVP_ELIMIT);
-    ck_assert_int_eq(kvp_seq_close(bed.ledger, bed.pool, seq, none), KVP_ELIMIT);
+    ck_assert_int_eq(kvp_seq_reserve(bed.ledger, bed.pool, seq, KVP_TXN_STORES_MAX + 1100, false, none, &short_pages),
+                     KVP_ELIMIT);
     kvp_txn_abort(bed.ledger);
     ck_assert_uint_eq(ledger_bed_view(&bed, seq).written, 0);
     ledger_block_assert_clean(bed.ledger);
