@@ -7,8 +7,9 @@
  *   entries  [P] by page: the key, the parent, how many published pages extend it
  *
  * A page gets its key by set_keys (keyed), and is published when it is sealed, or at once if it is. Where two pages have
- * one key, the first that was sealed is published; the other stays keyed alone. A published page's parent is published,
- * and stays as long as it has children: so a chain in the index is whole down to its first block.
+ * one key, the first that was sealed is published; the other stays keyed alone. A published page's parent is published
+ * and the same tenant's, and stays as long as it has children: so a chain in the index is whole down to its first block.
+ * What a row goes on with after it came to another tenant is not published.
  *
  * When a page is published whose row's page before it is not (it was the second of its key, and the first was evicted
  * since), that one is published first: publish walks back to where the chain is known, and forward again.
@@ -120,6 +121,11 @@ static uint32_t known_page(const struct pool_map *m, uint32_t page)
     return PAGE_KEYED(m->pages[page]) ? find(m, &key) : KVP_NONE;
 }
 
+static bool same_tenant(const struct pool_map *m, uint32_t a, uint32_t b)
+{
+    return PAGE_TENANT(m->pages[a]) == PAGE_TENANT(m->pages[b]);
+}
+
 /* Publish a keyed page, sealed or to be sealed by it, whose key no page is published under. */
 static enum kvp_status publish_one(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t parent)
 {
@@ -149,6 +155,8 @@ static enum kvp_status publish(struct kvp_ledger *ledger, const struct pool_map 
         first--;
     }
     for (; first <= index; first++) {
+        if (parent != KVP_NONE && !same_tenant(m, parent, row[first]))
+            return KVP_OK;
         if (txn_room(ledger, STORES_PUBLISH + ROOM_SMALL) != KVP_OK)
             return KVP_OK;
         TRY(publish_one(ledger, m, row[first], parent));
@@ -171,7 +179,7 @@ enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, c
         put64(ledger, &m->pages[page], record);
     }
     if (PAGE_KEYED(record) && known_page(m, page) == KVP_NONE && index > 0 && is_used_page(m, row[index - 1]) &&
-        PAGE_PUBLISHED(m->pages[row[index - 1]]))
+        PAGE_PUBLISHED(m->pages[row[index - 1]]) && same_tenant(m, page, row[index - 1]))
         return publish_one(ledger, m, page, row[index - 1]);
     put64(ledger, &m->pages[page], record | PAGE_SEALED_BIT);
     return PAGE_KEYED(record) ? publish(ledger, m, row, index) : KVP_OK;
@@ -222,9 +230,12 @@ enum kvp_status kvp_seq_set_keys(struct kvp_ledger *ledger, struct kvp_pool_id p
     uint32_t full = found->reserved / m.pool->page_tokens;
     if (full > found->row_pages)
         return KVP_ECORRUPT;
+    *reterr_block = 0;
+    if (first > found->keyed)
+        return KVP_EINVAL;
     for (size_t i = 0; i < n; i++) {
         *reterr_block = i;
-        if (first > found->keyed || first + (uint64_t)i >= full || (keys[i].word[0] == 0 && keys[i].word[1] == 0))
+        if (first + (uint64_t)i >= full || (keys[i].word[0] == 0 && keys[i].word[1] == 0))
             return KVP_EINVAL;
         TRY(txn_room(ledger, 2 * STORES_PUBLISH + ROOM_SMALL));
         TRY(set_key(ledger, &m, found, first + (uint32_t)i, &keys[i]));

@@ -28,7 +28,9 @@ static void check_answer(const struct naive *naive, const struct naive_op *op, e
     if (status == KVP_ENOPAGES && op->kind == NAIVE_RESERVE && op->tokens > naive->state.seqs[op->seq.slot].reserved) {
         uint32_t pages = (op->tokens + naive->geometry.page_tokens - 1) / naive->geometry.page_tokens;
         uint32_t needed = pages - naive->state.seqs[op->seq.slot].row_pages;
-        REQUIRE(op->ret_short == needed - naive->state.free_pages);
+        uint32_t missing = 0, tenant = naive_tenant_of(naive, naive->state.seqs[op->seq.slot].attachment);
+        REQUIRE(naive_room(naive, tenant, needed, &missing) == KVP_ENOPAGES);
+        REQUIRE(op->ret_short == missing);
     }
 }
 

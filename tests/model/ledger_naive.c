@@ -42,7 +42,7 @@ static bool key_is(const struct naive *n, uint32_t attachment, uint32_t key)
     return false;
 }
 
-static bool slot_left(const struct naive *n)
+bool naive_slot_left(const struct naive *n)
 {
     for (uint32_t i = 0; i < n->geometry.max_sequences; i++) {
         if (n->state.seqs[i].state == KVP_SEQ_FREE)
@@ -103,22 +103,37 @@ static bool cut_copies(const struct naive *n, const struct naive_seq *seq, uint3
     return n->sealed[page] || n->state.pages[page].references > 1;
 }
 
+/* Give up the pages of a row from `keep` on, and the source of a copy that is owed there. @return that page + 1, or 0 */
+static uint32_t drop_pages(struct naive_seq *seq, uint32_t keep, uint32_t page_tokens)
+{
+    uint32_t source = 0;
+    if (seq->copy_tokens != 0 && seq->written / page_tokens >= keep) {
+        source = seq->copy_source + 1;
+        seq->copy_source = seq->copy_destination = seq->copy_tokens = 0;
+    }
+    for (uint32_t i = keep; i < seq->row_pages; i++)
+        seq->row[i] = 0;
+    seq->row_pages = keep;
+    return source;
+}
+
 static enum kvp_status expect_cut(const struct naive *n, const struct naive_seq *seq, const struct naive_op *op)
 {
     uint32_t keep = pages_for(n, op->tokens);
     bool cuts = keep < seq->row_pages;
     if (cuts && n->needs_after && op->after.value == 0)
         return KVP_EINVAL;
-    if (cuts && op->after.value != 0 && !slot_left(n))
+    if (cuts && op->after.value != 0 && !naive_slot_left(n))
         return KVP_ELIMIT;
     if (!cut_copies(n, seq, op->tokens))
         return KVP_OK;
-    uint32_t freed = 0;
-    for (uint32_t i = keep; i < seq->row_pages && op->after.value == 0; i++)
-        freed += n->state.pages[seq->row[i]].references == 1;
-    if (op->after.value == 0 && seq->copy_tokens != 0 && seq->written / n->geometry.page_tokens >= keep)
-        freed += n->state.pages[seq->copy_source].references == 1;
-    return n->state.free_pages + freed > 0 ? KVP_OK : KVP_ENOPAGES;
+    struct naive after = *n;
+    uint32_t missing;
+    if (op->after.value == 0) {
+        drop_pages(&after.state.seqs[op->seq.slot], keep, n->geometry.page_tokens);
+        naive_settle(&after);
+    }
+    return naive_room(&after, naive_tenant_of(n, seq->attachment), 1, &missing);
 }
 
 static enum kvp_status expect_reserve(const struct naive *n, const struct naive_op *op)
@@ -136,17 +151,18 @@ static enum kvp_status expect_reserve(const struct naive *n, const struct naive_
         return KVP_EBUSY;
     if (op->tokens < seq->reserved)
         return expect_cut(n, seq, op);
-    return pages_for(n, op->tokens) - seq->row_pages <= n->state.free_pages ? KVP_OK : KVP_ENOPAGES;
+    uint32_t missing;
+    return naive_room(n, naive_tenant_of(n, seq->attachment), pages_for(n, op->tokens) - seq->row_pages, &missing);
 }
 
-static enum kvp_status expect_open(const struct naive *n, const struct naive_op *op)
+enum kvp_status naive_expect_open(const struct naive *n, const struct naive_op *op)
 {
     enum kvp_status status = live_attachment(n, op->attachment);
     if (status != KVP_OK)
         return status;
     if (key_is(n, op->attachment, op->key))
         return KVP_EEXIST;
-    return slot_left(n) ? KVP_OK : KVP_ELIMIT;
+    return naive_slot_left(n) ? KVP_OK : KVP_ELIMIT;
 }
 
 static enum kvp_status expect_fork(const struct naive *n, const struct naive_op *op)
@@ -158,11 +174,12 @@ static enum kvp_status expect_fork(const struct naive *n, const struct naive_op 
         return status;
     if (op->tokens > n->state.seqs[op->seq.slot].written)
         return KVP_EINVAL;
-    status = expect_open(n, op);
+    status = naive_expect_open(n, op);
     if (status != KVP_OK)
         return status;
+    uint32_t missing;
     bool part = op->tokens % n->geometry.page_tokens != 0;
-    return part && n->state.free_pages == 0 ? KVP_ENOPAGES : KVP_OK;
+    return part ? naive_room(n, naive_tenant_of(n, op->attachment), 1, &missing) : KVP_OK;
 }
 
 static enum kvp_status expect_pending(const struct naive *n, const struct naive_op *op)
@@ -222,7 +239,7 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
     case NAIVE_DETACH:
         return expect_detach(naive, op->attachment);
     case NAIVE_OPEN:
-        return expect_open(naive, op);
+        return naive_expect_open(naive, op);
     case NAIVE_RESERVE:
         return expect_reserve(naive, op);
     case NAIVE_OBSERVE:
@@ -245,8 +262,12 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
         return expect_job_add(naive, op);
     case NAIVE_JOB_CLOSE:
         return job_is(naive, op->job) ? KVP_OK : KVP_ENOENT;
-    default:
+    case NAIVE_SESSION_OPEN:
+    case NAIVE_RECLAIM:
+    case NAIVE_JOB_OPEN:
         return KVP_OK;
+    default:
+        return naive_expect_cache(naive, op);
     }
 }
 
@@ -254,12 +275,15 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
  */
 
 /* Count every reference again, and what follows from that. */
-static void settle(struct naive *n)
+void naive_settle(struct naive *n)
 {
     struct naive_state *s = &n->state;
     s->free_pages = s->open_sequences = s->retiring_sequences = 0;
-    for (uint32_t page = 0; page < NAIVE_PAGES; page++)
+    uint32_t before[NAIVE_PAGES];
+    for (uint32_t page = 0; page < NAIVE_PAGES; page++) {
+        before[page] = s->pages[page].references;
         s->pages[page].references = 0;
+    }
     for (uint32_t i = 0; i < NAIVE_ATTACHMENTS; i++)
         s->attachments[i].sequences = 0;
     for (uint32_t slot = 0; slot < NAIVE_SEQS; slot++) {
@@ -274,24 +298,18 @@ static void settle(struct naive *n)
         s->retiring_sequences += seq->state == KVP_SEQ_RETIRING || seq->state == KVP_SEQ_RECLAIM;
         if (seq->state == KVP_SEQ_OPEN)
             s->attachments[seq->attachment].sequences++;
-        seq->listed = seq->state == KVP_SEQ_OPEN || seq->state == KVP_SEQ_RETIRING;
+        seq->listed = seq->state == KVP_SEQ_OPEN || seq->state == KVP_SEQ_RETIRING || seq->state == KVP_SEQ_PIN;
         seq->found_key = seq->state == KVP_SEQ_OPEN;
     }
-    for (uint32_t page = 0; page < n->geometry.pages; page++) {
-        bool held = s->pages[page].references != 0;
-        n->sealed[page] &= held;
-        s->pages[page].state = page < n->geometry.reserved_pages ? KVP_PAGE_RESERVED
-                               : !held                           ? KVP_PAGE_FREE
-                               : n->sealed[page]                 ? KVP_PAGE_SEALED
-                                                                 : KVP_PAGE_HELD;
-        s->free_pages += s->pages[page].state == KVP_PAGE_FREE;
-    }
+    naive_settle_cache(n, before);
 }
 
 /* Take over ids [first, row_pages) of a row: each was free, and stands there once. */
 static void adopt_pages(struct naive *n, uint32_t slot, uint32_t first, const struct naive_state *now)
 {
     struct naive_seq *seq = &n->state.seqs[slot];
+    uint32_t tenant = naive_tenant_of(n, seq->attachment);
+    naive_make_room(n, tenant, seq->row_pages - first, now);
     for (uint32_t i = first; i < seq->row_pages; i++) {
         uint32_t page = now->seqs[slot].row[i];
         REQUIRE(page < n->geometry.pages);
@@ -299,11 +317,13 @@ static void adopt_pages(struct naive *n, uint32_t slot, uint32_t first, const st
         REQUIRE(n->state.pages[page].references == 0);
         for (uint32_t j = first; j < i; j++)
             REQUIRE(seq->row[j] != page);
+        REQUIRE(!n->state.pages[page].published);
+        naive_taken(n, page, tenant);
         seq->row[i] = page;
     }
 }
 
-static struct naive_seq *take(struct naive *n, uint32_t slot)
+struct naive_seq *naive_take(struct naive *n, uint32_t slot)
 {
     REQUIRE(slot < n->geometry.max_sequences);
     struct naive_seq *seq = &n->state.seqs[slot];
@@ -313,9 +333,9 @@ static struct naive_seq *take(struct naive *n, uint32_t slot)
     return seq;
 }
 
-static struct naive_seq *open_seq(struct naive *n, const struct naive_op *op)
+struct naive_seq *naive_open(struct naive *n, const struct naive_op *op)
 {
-    struct naive_seq *seq = take(n, op->ret_slot);
+    struct naive_seq *seq = naive_take(n, op->ret_slot);
     seq->version = n->seq_versions[op->ret_slot] += 2;
     seq->state = KVP_SEQ_OPEN;
     seq->key = op->key;
@@ -332,7 +352,8 @@ static void give_up(struct naive *n, uint32_t slot, uint32_t attachment, struct 
     seq->attachment = after.value != 0 ? attachment : KVP_NONE;
     seq->timeline = after.timeline;
     seq->value = (uint32_t)after.value;
-    seq->reserved = seq->written = seq->pending = 0;
+    seq->reserved = seq->written = seq->pending = seq->keyed = 0;
+    memset(seq->keys, 0, sizeof(seq->keys));
     seq->copy_source = seq->copy_destination = seq->copy_tokens = 0;
 }
 
@@ -349,33 +370,34 @@ static void end_pending(struct naive_seq *seq)
 static void apply_cut(struct naive *n, const struct naive_op *op, const struct naive_state *now)
 {
     struct naive_seq *seq = &n->state.seqs[op->seq.slot];
-    uint32_t keep = pages_for(n, op->tokens), source = 0;
+    uint32_t keep = pages_for(n, op->tokens), full = op->tokens / n->geometry.page_tokens;
     bool copies = cut_copies(n, seq, op->tokens);
-    if (seq->copy_tokens != 0 && seq->written / n->geometry.page_tokens >= keep) {
-        source = seq->copy_source + 1;
-        end_copy(seq);
-    }
-    if (keep < seq->row_pages && op->after.value != 0) {
+    uint32_t row[NAIVE_ROW], row_pages = seq->row_pages;
+    memcpy(row, seq->row, sizeof(row));
+    uint32_t source = drop_pages(seq, keep, n->geometry.page_tokens);
+    if (keep < row_pages && op->after.value != 0) {
         uint32_t slot = 0;
         while (n->state.seqs[slot].state != KVP_SEQ_FREE || now->seqs[slot].state == KVP_SEQ_FREE)
             slot++;
-        struct naive_seq *ghost = take(n, slot);
-        ghost->row_pages = seq->row_pages - keep;
+        struct naive_seq *ghost = naive_take(n, slot);
+        ghost->row_pages = row_pages - keep;
         for (uint32_t i = 0; i < ghost->row_pages; i++)
-            ghost->row[i] = seq->row[keep + i];
+            ghost->row[i] = row[keep + i];
         give_up(n, slot, seq->attachment, op->after);
         n->held[slot] = source;
     }
-    for (uint32_t i = keep; i < seq->row_pages; i++)
-        seq->row[i] = 0;
-    seq->row_pages = keep;
+    if (!copies && full < keep)
+        n->keys[seq->row[full]] = 0;
+    seq->keyed = seq->keyed < full ? seq->keyed : full;
+    for (uint32_t i = seq->keyed; i < NAIVE_ROW; i++)
+        seq->keys[i] = 0;
     seq->reserved = op->tokens;
     seq->written = seq->written < op->tokens ? seq->written : op->tokens;
     seq->version = n->seq_versions[op->seq.slot] += 2;
     if (seq->pending > seq->reserved)
         end_pending(seq);
     if (copies) {
-        settle(n);
+        naive_settle(n);
         uint32_t page = seq->row[keep - 1];
         adopt_pages(n, op->seq.slot, keep - 1, now);
         seq->copy_source = page;
@@ -406,7 +428,7 @@ static bool apply_observe(struct naive *n, uint32_t slot, uint32_t tokens)
         return false;
     seq->written = tokens;
     for (uint32_t i = 0; i < tokens / n->geometry.page_tokens; i++)
-        n->sealed[seq->row[i]] = true;
+        naive_seal(n, seq, i);
     end_copy(seq);
     if (seq->pending != 0 && seq->pending <= tokens)
         end_pending(seq);
@@ -416,12 +438,15 @@ static bool apply_observe(struct naive *n, uint32_t slot, uint32_t tokens)
 static void apply_fork(struct naive *n, const struct naive_op *op, const struct naive_state *now)
 {
     const struct naive_seq *parent = &n->state.seqs[op->seq.slot];
-    struct naive_seq *child = open_seq(n, op);
+    struct naive_seq *child = naive_open(n, op);
     uint32_t full = op->tokens / n->geometry.page_tokens;
     child->reserved = child->written = op->tokens;
     child->row_pages = pages_for(n, op->tokens);
     for (uint32_t i = 0; i < full; i++)
         child->row[i] = parent->row[i];
+    child->keyed = parent->keyed < full ? parent->keyed : full;
+    for (uint32_t i = 0; i < child->keyed; i++)
+        child->keys[i] = parent->keys[i];
     adopt_pages(n, op->ret_slot, full, now);
     if (full == child->row_pages)
         return;
@@ -512,7 +537,7 @@ static void apply_release(struct naive *n, const struct naive_op *op, const stru
     if (left > stuck)
         REQUIRE(spent == op->budget);
     REQUIRE(op->ret_left == left);
-    settle(n);
+    naive_settle(n);
     if (n->state.attachments[op->attachment].sequences == 0 && retiring_of(n, op->attachment) == 0)
         free_attachment(n, op->attachment);
 }
@@ -529,8 +554,10 @@ static void apply_session(struct naive *n, const struct naive_op *op)
     }
     if (op->kind == NAIVE_SESSION_OPEN) {
         REQUIRE(session->state == KVP_SESSION_FREE);
-        *session = (struct naive_session){
-            .state = KVP_SESSION_OPEN, .generation = ++n->session_generations[slot], .kind = op->session_kind};
+        *session = (struct naive_session){.state = KVP_SESSION_OPEN,
+                                          .generation = ++n->session_generations[slot],
+                                          .kind = op->session_kind,
+                                          .tenant = op->tenant};
         return;
     }
     if (session->attachments == 0) {
@@ -551,6 +578,7 @@ static void apply_attach(struct naive *n, const struct naive_op *op)
     REQUIRE(made->state == KVP_ATTACHMENT_FREE);
     uint32_t leader = op->attachment == KVP_NONE ? op->ret_slot : n->state.attachments[op->attachment].leader;
     *made = (struct naive_attachment){KVP_ATTACHMENT_LIVE, op->session.slot, op->session.generation, leader, 0, 0};
+    naive_tenant_place(n, n->state.sessions[op->session.slot].tenant);
     n->state.sessions[op->session.slot].attachments++;
     n->state.attached++;
 }
@@ -591,7 +619,7 @@ void naive_apply(struct naive *naive, const struct naive_op *op, const struct na
         free_attachment(naive, op->attachment);
         break;
     case NAIVE_OPEN:
-        open_seq(naive, op)->durable = op->flag;
+        naive_open(naive, op)->durable = op->flag;
         break;
     case NAIVE_RESERVE:
         apply_reserve(naive, op, now);
@@ -628,8 +656,13 @@ void naive_apply(struct naive *naive, const struct naive_op *op, const struct na
     case NAIVE_JOB_CLOSE:
         apply_job(naive, op);
         break;
-    default:
+    case NAIVE_SESSION_OPEN:
+    case NAIVE_SESSION_END:
+    case NAIVE_OUTCOME:
         apply_session(naive, op);
+        break;
+    default:
+        naive_apply_cache(naive, op, now);
     }
-    settle(naive);
+    naive_settle(naive);
 }

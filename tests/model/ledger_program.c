@@ -28,7 +28,12 @@ void naive_start(struct naive *naive, struct kvp_ledger *ledger, uint64_t *rng)
         .row_pages = 1 + naive_random(rng, NAIVE_ROW),
     };
     naive->needs_after = naive_random(rng, 2);
-    struct kvp_pool_spec spec = {.geometry = naive->geometry, .needs_after = naive->needs_after, .name = "p"};
+    naive->zero_on_reuse = naive_random(rng, 2);
+    struct kvp_pool_spec spec = {.geometry = naive->geometry,
+                                 .needs_after = naive->needs_after,
+                                 .policy = (enum kvp_policy)naive_random(rng, 2),
+                                 .zero_on_reuse = naive->zero_on_reuse,
+                                 .name = "p"};
     kvp_txn_begin(ledger);
     REQUIRE(kvp_pool_create(ledger, &spec, &naive->pool) == KVP_OK);
     kvp_txn_commit(ledger);
@@ -58,11 +63,13 @@ static uint32_t pick(uint64_t *rng, const uint32_t *words, size_t stride, uint32
 static enum naive_kind choose_kind(uint64_t *rng)
 {
     static const uint8_t weights[NAIVE_KINDS] = {
-        [NAIVE_SESSION_OPEN] = 5, [NAIVE_SESSION_END] = 2, [NAIVE_ATTACH] = 6,   [NAIVE_DETACH] = 1,
-        [NAIVE_OUTCOME] = 4,      [NAIVE_OPEN] = 12,       [NAIVE_RESERVE] = 26, [NAIVE_OBSERVE] = 18,
-        [NAIVE_PENDING] = 6,      [NAIVE_FORK] = 14,       [NAIVE_TRANSFER] = 5, [NAIVE_CLOSE] = 8,
-        [NAIVE_RETIRED] = 6,      [NAIVE_RECLAIM] = 8,     [NAIVE_RELEASE] = 4,  [NAIVE_JOB_OPEN] = 3,
-        [NAIVE_JOB_ADD] = 5,      [NAIVE_JOB_CLOSE] = 4,
+        [NAIVE_SESSION_OPEN] = 5, [NAIVE_SESSION_END] = 2, [NAIVE_ATTACH] = 6,       [NAIVE_DETACH] = 1,
+        [NAIVE_OUTCOME] = 4,      [NAIVE_OPEN] = 12,       [NAIVE_RESERVE] = 26,     [NAIVE_OBSERVE] = 18,
+        [NAIVE_PENDING] = 6,      [NAIVE_FORK] = 14,       [NAIVE_TRANSFER] = 5,     [NAIVE_CLOSE] = 8,
+        [NAIVE_RETIRED] = 6,      [NAIVE_RECLAIM] = 8,     [NAIVE_RELEASE] = 4,      [NAIVE_JOB_OPEN] = 3,
+        [NAIVE_JOB_ADD] = 5,      [NAIVE_JOB_CLOSE] = 4,   [NAIVE_OPEN_CACHED] = 10, [NAIVE_SET_KEYS] = 14,
+        [NAIVE_PIN] = 4,          [NAIVE_UNPIN] = 3,       [NAIVE_EVICT] = 3,        [NAIVE_EVICT_PREFIX] = 2,
+        [NAIVE_CLEANED] = 3,      [NAIVE_SHARE] = 1,
     };
     uint32_t total = 0;
     for (int kind = 0; kind < NAIVE_KINDS; kind++)
@@ -74,6 +81,35 @@ static enum naive_kind choose_kind(uint64_t *rng)
     return (enum naive_kind)kind;
 }
 
+/* A story and a part of it; most often the one that the sequence tells, from where its keys end. */
+static void choose_blocks(const struct naive *naive, struct naive_op *op, uint64_t *rng)
+{
+    const struct naive_seq *seq = &naive->state.seqs[op->seq.slot];
+    op->story = naive_random(rng, 8) == 0 ? naive_random(rng, NAIVE_STORIES) : seq->key % NAIVE_STORIES;
+    if (op->kind != NAIVE_SET_KEYS)
+        op->story = naive_random(rng, NAIVE_STORIES);
+    op->tenant = NAIVE_TENANT_ID + naive_random(rng, NAIVE_TENANTS);
+    if (op->kind == NAIVE_EVICT && naive_random(rng, 2))
+        op->tenant = KVP_NONE;
+    op->page = naive_random(rng, naive->geometry.pages + 1);
+    op->blocks = naive_random(rng, NAIVE_ROW + 1);
+    op->keys_of = op->tenant;
+    uint32_t owner = op->kind == NAIVE_SET_KEYS ? seq->attachment : op->attachment;
+    bool asks = op->kind == NAIVE_SET_KEYS || op->kind == NAIVE_OPEN_CACHED;
+    if (asks && owner < NAIVE_ATTACHMENTS && naive->state.attachments[owner].state != KVP_ATTACHMENT_FREE)
+        op->keys_of = naive->state.tenants[naive_tenant_of(naive, owner)].id;
+    if (naive_random(rng, 10) == 0)
+        op->keys_of = NAIVE_TENANT_ID + naive_random(rng, NAIVE_TENANTS);
+    if (op->kind == NAIVE_SET_KEYS) {
+        uint32_t full = seq->reserved / naive->geometry.page_tokens;
+        op->first = naive_random(rng, 4) == 0 ? naive_random(rng, NAIVE_ROW) : seq->keyed;
+        op->blocks = naive_random(rng, full >= op->first ? full - op->first + 1 + (naive_random(rng, 10) == 0) : 2);
+    }
+    bool known = op->kind == NAIVE_PIN || op->kind == NAIVE_EVICT_PREFIX;
+    if (known && naive_random(rng, 10) != 0 && op->tenant != KVP_NONE)
+        op->blocks = naive_random(rng, naive->state.matches[op->tenant - NAIVE_TENANT_ID][op->story] + 1);
+}
+
 static struct naive_op choose_any(const struct naive *naive, uint64_t *rng)
 {
     const struct naive_state *s = &naive->state;
@@ -81,7 +117,9 @@ static struct naive_op choose_any(const struct naive *naive, uint64_t *rng)
     struct naive_op op = {.kind = choose_kind(rng)};
     uint32_t session = PICK(rng, s->sessions, NAIVE_SESSIONS, state, KVP_SESSION_OPEN);
     uint32_t attachment_state = op.kind == NAIVE_RELEASE ? KVP_ATTACHMENT_DEAD : KVP_ATTACHMENT_LIVE;
-    uint32_t seq_state = op.kind == NAIVE_RETIRED ? KVP_SEQ_RETIRING : KVP_SEQ_OPEN;
+    uint32_t seq_state = op.kind == NAIVE_RETIRED ? KVP_SEQ_RETIRING
+                         : op.kind == NAIVE_UNPIN ? KVP_SEQ_PIN
+                                                  : KVP_SEQ_OPEN;
     uint32_t seq = PICK(rng, s->seqs, naive->geometry.max_sequences, state, seq_state);
     uint32_t job = PICK(rng, s->jobs, NAIVE_JOBS, open, 1);
     uint32_t stale = naive_random(rng, 40) == 0;
@@ -95,6 +133,7 @@ static struct naive_op choose_any(const struct naive *naive, uint64_t *rng)
     op.budget = naive_random(rng, 8);
     op.call = 1 + naive_random(rng, NAIVE_CALLS);
     op.flag = naive_random(rng, 2);
+    choose_blocks(naive, &op, rng);
     bool sessions_full = s->sessions[PICK(rng, s->sessions, NAIVE_SESSIONS, state, KVP_SESSION_FREE)].state != 0;
     if (op.kind == NAIVE_SESSION_OPEN && sessions_full)
         op.kind = NAIVE_OUTCOME;
@@ -129,7 +168,8 @@ struct naive_op naive_choose(const struct naive *naive, uint64_t *rng)
 static enum kvp_status run_session(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
 {
     struct kvp_session_id made = {0};
-    struct kvp_session_spec spec = {.kind = (enum kvp_session_kind)op->session_kind, .pid = 1, .name = "n"};
+    struct kvp_session_spec spec = {
+        .kind = (enum kvp_session_kind)op->session_kind, .pid = 1, .tenant = op->tenant, .name = "n"};
     struct kvp_outcome outcome = {.call_id = op->call, .method = 3, .status = -1, .values = {op->tokens + 1, 2}};
     enum kvp_status status;
     switch (op->kind) {
@@ -167,8 +207,42 @@ static enum kvp_status run_job(struct kvp_ledger *ledger, struct kvp_pool_id poo
     }
 }
 
+static enum kvp_status run_cache(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
+{
+    struct kvp_block_key keys[NAIVE_ROW + 2];
+    struct kvp_seq_id made = {0};
+    size_t blocks = 0;
+    enum kvp_status status;
+    naive_keys(op->keys_of, op->story, op->kind == NAIVE_SET_KEYS ? op->first : 0, op->blocks, keys);
+    switch (op->kind) {
+    case NAIVE_OPEN_CACHED:
+        status = kvp_seq_open_cached(ledger, pool, op->attachment, op->key, op->flag, op->blocks, keys, &made, &blocks);
+        break;
+    case NAIVE_SET_KEYS:
+        return kvp_seq_set_keys(ledger, pool, op->seq, op->first, op->blocks, keys, &blocks);
+    case NAIVE_PIN:
+        status = kvp_pin(ledger, pool, op->tenant, op->blocks, keys, 1 + op->budget, &made, &blocks);
+        break;
+    case NAIVE_UNPIN:
+        return kvp_pin_end(ledger, pool, op->seq);
+    case NAIVE_EVICT:
+        return kvp_cache_evict(ledger, pool, op->tenant, op->budget, &op->ret_left, &op->ret_flag);
+    case NAIVE_EVICT_PREFIX:
+        return kvp_cache_evict_prefix(ledger, pool, op->tenant, op->blocks, keys, &op->ret_left);
+    case NAIVE_CLEANED:
+        return kvp_page_cleaned(ledger, pool, op->page);
+    default:
+        return kvp_tenant_set(ledger, pool, op->tenant, op->tokens, op->budget);
+    }
+    op->ret_slot = made.slot;
+    op->ret_left = (uint32_t)blocks;
+    return status;
+}
+
 enum kvp_status naive_run(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
 {
+    if (op->kind >= NAIVE_OPEN_CACHED)
+        return run_cache(ledger, pool, op);
     struct kvp_seq_id made = {0};
     enum kvp_status status;
     switch (op->kind) {
@@ -217,6 +291,7 @@ static void read_sessions(const struct kvp_ledger *ledger, struct naive_state *s
         session->generation = view.id.generation;
         session->kind = view.spec.kind;
         session->attachments = view.attachments;
+        session->tenant = view.spec.tenant;
         for (uint32_t call = 1; call <= NAIVE_CALLS; call++) {
             struct kvp_outcome outcome;
             if (kvp_outcome_get(ledger, view.id, call, &outcome) == KVP_OK)
@@ -243,11 +318,23 @@ static void read_attachments(const struct kvp_ledger *ledger, struct kvp_pool_id
     for (uint32_t slot = kvp_retiring_first(ledger, pool); slot != KVP_NONE;
          slot = kvp_retiring_next(ledger, pool, slot))
         state->seqs[slot].listed++;
+    for (uint32_t slot = kvp_pin_first(ledger, pool); slot != KVP_NONE; slot = kvp_pin_next(ledger, pool, slot))
+        state->seqs[slot].listed++;
 }
 
 static void read_seq(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot, struct naive_seq *seq)
 {
     struct kvp_seq_view view, open_view;
+    struct kvp_pin_view pin;
+    if (kvp_pin_at(ledger, pool, slot, &pin) == KVP_OK) {
+        *seq = (struct naive_seq){.state = KVP_SEQ_PIN,
+                                  .generation = pin.id.generation,
+                                  .row_pages = pin.blocks,
+                                  .value = pin.lease_ms,
+                                  .listed = seq->listed};
+        memcpy(seq->row, kvp_seq_row(ledger, pool, slot), pin.blocks * sizeof(uint32_t));
+        return;
+    }
     if (kvp_seq_at(ledger, pool, slot, &view) != KVP_OK)
         return;
     bool open = view.state == KVP_SEQ_OPEN;
@@ -271,7 +358,13 @@ static void read_seq(const struct kvp_ledger *ledger, struct kvp_pool_id pool, u
         .copy_destination = view.copy.tokens ? view.copy.destination : 0,
         .copy_tokens = view.copy.tokens,
         .listed = seq->listed,
+        .keyed = view.keyed,
     };
+    for (uint32_t i = 0; i < view.keyed; i++) {
+        struct kvp_block_key key;
+        REQUIRE(kvp_seq_block_key(ledger, pool, view.id, i, &key) == KVP_OK);
+        seq->keys[i] = (uint32_t)key.word[1];
+    }
     struct kvp_seq_id by_key;
     if (open && kvp_seq_by_key(ledger, pool, view.attachment, view.key, &by_key) == KVP_OK)
         seq->found_key = by_key.slot == slot && by_key.generation == view.id.generation;
@@ -295,6 +388,41 @@ static void read_jobs(const struct kvp_ledger *ledger, struct naive_state *state
     }
 }
 
+static void read_page(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page, struct naive_page *ret)
+{
+    struct kvp_page_view seen;
+    struct kvp_cache_entry entry;
+    REQUIRE(kvp_page_get(ledger, pool, page, &seen) == KVP_OK);
+    *ret = (struct naive_page){
+        .state = seen.state, .references = seen.references, .tenant = seen.tenant + 1, .dirty = seen.dirty};
+    if (kvp_cache_at(ledger, pool, page, &entry) != KVP_OK)
+        return;
+    REQUIRE(entry.page == page && entry.references == seen.references);
+    ret->published = 1;
+    ret->key = (uint32_t)entry.key.word[1];
+    ret->parent = entry.parent + 1;
+    ret->children = entry.children;
+    ret->hits = entry.hits;
+    ret->age = entry.age;
+}
+
+static void read_cache(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_state *state)
+{
+    for (uint32_t i = 0; i < NAIVE_TENANTS; i++) {
+        struct kvp_tenant_view view;
+        struct kvp_block_key keys[NAIVE_ROW];
+        if (kvp_tenant_at(ledger, pool, i, &view) == KVP_OK)
+            state->tenants[i] =
+                (struct naive_tenant){view.id, view.pages, view.cached_pages, view.quota_pages, view.guaranteed_pages};
+        for (uint32_t story = 0; story < NAIVE_STORIES; story++) {
+            size_t blocks;
+            naive_keys(NAIVE_TENANT_ID + i, story, 0, NAIVE_ROW, keys);
+            REQUIRE(kvp_cache_match(ledger, pool, NAIVE_TENANT_ID + i, NAIVE_ROW, keys, &blocks, NULL) == KVP_OK);
+            state->matches[i][story] = (uint32_t)blocks;
+        }
+    }
+}
+
 void naive_read(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_state *ret_state)
 {
     struct kvp_pool_view view;
@@ -308,12 +436,16 @@ void naive_read(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct
     read_attachments(ledger, pool, ret_state);
     for (uint32_t slot = 0; slot < view.geometry.max_sequences; slot++)
         read_seq(ledger, pool, slot, &ret_state->seqs[slot]);
-    for (uint32_t page = 0; page < view.geometry.pages; page++) {
-        struct kvp_page_view seen;
-        REQUIRE(kvp_page_get(ledger, pool, page, &seen) == KVP_OK);
-        ret_state->pages[page].state = seen.state;
-        ret_state->pages[page].references = seen.references;
-    }
+    for (uint32_t page = 0; page < view.geometry.pages; page++)
+        read_page(ledger, pool, page, &ret_state->pages[page]);
+    ret_state->cached = view.cache.cached_pages;
+    ret_state->published = view.cache.published;
+    ret_state->dirty = view.cache.dirty_pages;
+    ret_state->pins = view.cache.pins;
+    ret_state->lookups = (uint32_t)view.cache.lookup_blocks;
+    ret_state->hits = (uint32_t)view.cache.hit_blocks;
+    ret_state->evictions = (uint32_t)view.cache.evictions;
+    read_cache(ledger, pool, ret_state);
     read_jobs(ledger, ret_state);
 }
 
