@@ -299,7 +299,7 @@ int main(int argc, char **argv)
         return 2;
     }
     bench.pages -= bench.pages % OWNERS;
-    size_t bytes = kvp_ledger_root_bytes() + (64ull << 20) + bench.pages * 32ull;
+    size_t bytes = kvp_ledger_root_bytes() + (64ull << 20) + bench.pages * 192ull;
     void *block = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (block == MAP_FAILED) {
         perror("mmap");
