@@ -3,7 +3,7 @@
 # installs what is missing, or says the one line to run. The CUDA toolkit comes from NVIDIA and is used where it is.
 
 packages_build=(gcc libc6-dev cmake ninja-build pkg-config libuv1-dev libprotobuf-c-dev protobuf-c-compiler libgrpc-dev
-    libsystemd-dev libinih-dev libjansson-dev libxxhash-dev check)
+    libsystemd-dev libinih-dev libjansson-dev libxxhash-dev libssl-dev check)
 packages_test=(python3 python3-numpy python3-grpcio python3-protobuf protobuf-compiler openssl systemd util-linux procps)
 packages_clang=(clang libclang-rt-14-dev)
 

@@ -28,6 +28,7 @@
 #define KVP_PINS_MAX            1024
 #define KVP_BLOCK_KEY_BYTES_MIN 8   /* block keys of the caller's */
 #define KVP_BLOCK_KEY_BYTES_MAX 32
+#define KVP_BLOCK_EXTRA_BYTES_MAX 4096 /* what else blocks depend on, of one call */
 #define KVP_LEDGER_BYTES_MAX    (1ull << 36)
 
 /* a session */

@@ -478,6 +478,7 @@ static enum kvp_status open_core(struct kvp_shell *shell)
     const struct kvp_config *config = shell->config;
     struct kvp_core_config core_config = {.version = KVPOOL_VERSION,
                                           .backend = shell->backend,
+                                          .uid = getuid(),
                                           .lease_default_ms = (uint32_t)config->limits.lease_ms,
                                           .executor_start_ms = (uint32_t)config->executor.start_ms};
     struct kvp_executors_config exec_config = {.path = config->executor.path,

@@ -260,6 +260,7 @@ static void serve_pool(struct kvp_core *core, struct pool_state *pool)
             seq.pending_tokens != 0)
             core_pending_add(core, pool, slot);
     }
+    core_pins_adopt(core, pool);
     pool->reclaim_due = true;
 }
 

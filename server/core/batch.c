@@ -32,12 +32,39 @@ enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *
                            "%s[%zu]: %#llx: the call changes more than one transaction can hold, or all "
                            "%u rows of the pool are in use",
                            what, i, h, pool->spec->max_sequences);
-    case KVP_ENOPAGES:
-        return core_refuse(core, status, "pool \"%s\" is short of %llu pages", pool->spec->name,
-                           (unsigned long long)core->error_missing);
     default:
         return core_refuse(core, status, "%s[%zu]: %#llx: %s", what, i, h, kvp_status_text(status));
     }
+}
+
+enum kvp_status core_refuse_or_wait(struct kvp_core *core, struct turn *turn, const struct pool_state *pool,
+                                    enum kvp_status status, const char *what, size_t i, uint64_t handle)
+{
+    if (status == KVP_ELIMIT && pool->reclaim_due)
+        return core_wait(core, turn, WAIT_RECLAIM, pool->id.slot);
+    return core_seq_refuse(core, pool, status, what, i, handle);
+}
+
+enum kvp_status core_short(struct kvp_core *core, struct turn *turn, const struct pool_state *pool, uint32_t wanted)
+{
+    unsigned long long missing = core->error_missing;
+    if (pool->reclaim_due)
+        return core_wait(core, turn, WAIT_RECLAIM, pool->id.slot);
+    for (uint32_t i = 0; i < KVP_TENANTS_MAX; i++) {
+        struct kvp_tenant_view tenant;
+        if (kvp_tenant_at(core->ledger, pool->id, i, &tenant) == KVP_OK && tenant.id == turn->session.spec.tenant &&
+            tenant.quota_pages != 0 && (uint64_t)tenant.pages + wanted > tenant.quota_pages)
+            return core_refuse(core, KVP_ENOPAGES, "tenant %u has a quota of %u pages in pool \"%s\": %llu are missing",
+                               tenant.id, tenant.quota_pages, pool->spec->name, missing);
+    }
+    return core_refuse(core, KVP_ENOPAGES, "pool \"%s\" is short of %llu pages", pool->spec->name, missing);
+}
+
+enum kvp_status core_reclaimed(struct kvp_core *core, struct turn *turn, struct pool_state *pool)
+{
+    if (pool->reclaim_due)
+        core_reclaim_slice(core, pool);
+    return pool->reclaim_due ? core_wait(core, turn, WAIT_RECLAIM, pool->id.slot) : KVP_OK;
 }
 
 /* ---- attachments ------------------------------------------------------------------------------------------------- */
@@ -48,6 +75,7 @@ enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct
     struct kvp_session_id session = turn->session.id;
     enum kvp_status status = kvp_attachment_of(core->ledger, pool->id, session, ret_attachment);
     if (status == KVP_ENOENT && make) {
+        TRY(core_tenant_check(core, turn, pool));
         status = kvp_attach(core->ledger, pool->id, session, KVP_NONE, ret_attachment);
         if (status == KVP_ELIMIT)
             return core_refuse(core, status, "pool: \"%s\" has %d sessions attached, the most there may be",
@@ -56,6 +84,20 @@ enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct
     if (status == KVP_ENOENT)
         return core_refuse(core, status, "pool: this session is not attached to \"%s\"", pool->spec->name);
     return status == KVP_OK ? KVP_OK : core_refuse_plain(core, status, "the session's attachment");
+}
+
+enum kvp_status core_tenant_check(struct kvp_core *core, const struct turn *turn, const struct pool_state *pool)
+{
+    if (pool->spec->block_hash != KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_XXH3)
+        return KVP_OK;
+    for (uint32_t i = 0; i < KVP_TENANTS_MAX; i++) {
+        struct kvp_tenant_view tenant;
+        if (kvp_tenant_at(core->ledger, pool->id, i, &tenant) == KVP_OK && tenant.id != turn->session.spec.tenant)
+            return core_refuse(core, KVP_EPERM,
+                               "pool: \"%s\" hashes blocks by XXH3, and so is tenant %u's alone; this session is of %u",
+                               pool->spec->name, tenant.id, turn->session.spec.tenant);
+    }
+    return KVP_OK;
 }
 
 /* ---- batches ----------------------------------------------------------------------------------------------------- */
@@ -86,7 +128,8 @@ static enum kvp_status check_one(struct kvp_core *core, struct turn *turn, struc
             return core_refuse(core, KVP_EINVAL, "%s[%zu]: %#llx stands twice", what, i, handle);
         core->mark[view->id.slot] = core->mark_serial;
     }
-    if (view->job != KVP_NONE && core_job_about_to_end(core, view->job))
+    bool zeroed = (flags & BATCH_FREE) && view->job != KVP_NONE && core_job_zeroes(core, view->job);
+    if (view->job != KVP_NONE && (zeroed || core_job_about_to_end(core, view->job)))
         return core_wait(core, turn, WAIT_JOB, view->job);
     if ((flags & BATCH_FREE) && view->job != KVP_NONE)
         return core_refuse(core, KVP_EBUSY, "%s[%zu]: %#llx has an Append under way", what, i, handle);
@@ -176,6 +219,35 @@ enum kvp_status core_copies(struct kvp_core *core, const struct kvp_seq_view *vi
         ret_copies->sources[k] = views[i].copy.source;
         ret_copies->destinations[k] = views[i].copy.destination;
         ret_copies->tokens[k] = views[i].copy.tokens;
+    }
+    return KVP_OK;
+}
+
+/* ---- replies ----------------------------------------------------------------------------------------------------- */
+
+enum kvp_status core_publish_views(struct kvp_core *core, struct pool_state *pool, struct kvp_seq_view *views, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        TRY(kvp_seq_get(core->ledger, pool->id, views[i].id, &views[i]));
+        core_publish_view(core, pool, &views[i]);
+    }
+    return KVP_OK;
+}
+
+enum kvp_status core_columns(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
+                             struct columns *ret_columns)
+{
+    ret_columns->seqs = core_alloc(core, n, sizeof(uint64_t));
+    ret_columns->reserved = core_alloc(core, n, 3 * sizeof(uint32_t));
+    if (ret_columns->seqs == NULL || ret_columns->reserved == NULL)
+        return core_refuse(core, KVP_ENOMEM, "no memory for the reply");
+    ret_columns->written = ret_columns->reserved + n;
+    ret_columns->versions = ret_columns->written + n;
+    for (size_t i = 0; i < n; i++) {
+        ret_columns->seqs[i] = ID_WORD(views[i].id);
+        ret_columns->reserved[i] = views[i].reserved;
+        ret_columns->written[i] = views[i].written;
+        ret_columns->versions[i] = views[i].version;
     }
     return KVP_OK;
 }

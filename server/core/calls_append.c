@@ -9,7 +9,8 @@
  *   a second transaction: the tokens are written (jobs.c); gRPC is answered here
  *
  * While the job is open its sequences refuse other changes. A repeat finds its job under way, or the tokens written;
- * when neither is so the job had failed, nothing was changed, and it is done now.
+ * when neither is so the job had failed, nothing was changed, and it is done now. Where pages came from another tenant,
+ * a transaction for the room alone comes first, after which they are zeroed (zero.c).
  *
  * A pool over several GPUs takes an Append for each rank, in rising order; that of the last rank makes the tokens
  * written.
@@ -168,19 +169,23 @@ static enum kvp_status check_lengths(struct kvp_core *core, const Kvpool__V1__Ap
 
 /* ---- the job ----------------------------------------------------------------------------------------------------- */
 
+static uint32_t pages_of(const struct pool_state *pool, uint32_t tokens)
+{
+    return (uint32_t)(((uint64_t)tokens + pool->spec->page_tokens - 1) / pool->spec->page_tokens);
+}
+
 /* Within the transaction: the rows as they will be. */
 static enum kvp_status fill_rows(struct kvp_core *core, const Kvpool__V1__AppendRequest *request,
                                  const struct append *append, Kvpool__V1__ExecJobRequest *job)
 {
     size_t n = request->n_seqs;
-    uint32_t page_tokens = append->pool->spec->page_tokens;
     job->kv_indptr = core_alloc(core, n + 1, sizeof(int32_t));
     job->kv_indices = core_alloc(core, append->pages, sizeof(int32_t));
     if (job->kv_indptr == NULL || job->kv_indices == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the job");
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t pages = (uint32_t)(((uint64_t)request->at[i] + request->tokens[i] + page_tokens - 1) / page_tokens);
+        uint32_t pages = pages_of(append->pool, request->at[i] + request->tokens[i]);
         const uint32_t *row = kvp_seq_row(core->ledger, append->pool->id, append->views[i].id.slot);
         for (uint32_t k = 0; k < pages; k++)
             job->kv_indices[at++] = (int32_t)row[k];
@@ -221,13 +226,11 @@ static enum kvp_status reserve_all(struct kvp_core *core, struct turn *turn, con
         if (status == KVP_ENOPAGES) {
             core->error_missing = short_pages;
             for (size_t k = i + 1; k < request->n_seqs; k++) {
-                uint64_t tokens = (uint64_t)request->at[k] + request->tokens[k];
-                uint64_t needed = (tokens + pool->spec->page_tokens - 1) / pool->spec->page_tokens;
+                uint32_t needed = pages_of(pool, request->at[k] + request->tokens[k]);
                 if (needed > append->views[k].row_pages)
                     core->error_missing += needed - append->views[k].row_pages;
             }
-            if (pool->reclaim_due)
-                return core_wait(core, turn, WAIT_RECLAIM, pool->id.slot);
+            return core_short(core, turn, pool, pages_of(pool, end) - append->views[i].row_pages);
         }
         if (status != KVP_OK)
             return core_seq_refuse(core, pool, status, "seqs", i, request->seqs[i]);
@@ -241,7 +244,6 @@ static enum kvp_status make_job(struct kvp_core *core, struct turn *turn, const 
 {
     struct copies copies;
     TRY(core_copies(core, append->views, request->n_seqs, &copies));
-    TRY(reserve_all(core, turn, request, append));
     enum kvp_status status = kvp_job_open(core->ledger, spec, ret_job);
     if (status == KVP_ELIMIT)
         return core_refuse(core, KVP_EAGAIN, "jobs: %d are under way, the most there may be", KVP_JOBS_MAX);
@@ -325,11 +327,53 @@ static enum kvp_status answer_ended(struct kvp_core *core, struct turn *turn, co
     return answer_append(core, turn, request, turn->op->job_timeline, turn->op->job_value);
 }
 
+/* All that is checked of a request that is to be done now. */
+static enum kvp_status look(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
+                            struct append *append)
+{
+    TRY(check_append(core, turn, request, append));
+    TRY(core_attachment(core, turn, append->pool, false, &append->attachment));
+    TRY(core_batch(core, turn, append->pool, "seqs", request->n_seqs, request->seqs,
+                   BATCH_OWNED | BATCH_DISTINCT | BATCH_FREE, &append->views));
+    return check_lengths(core, request, append);
+}
+
+/* Pages of another tenant: their room is committed first, so that they can be zeroed. */
+static enum kvp_status zero_first(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
+                                  const struct append *append)
+{
+    kvp_txn_commit(core->ledger);
+    TRY(core_publish_views(core, append->pool, append->views, request->n_seqs));
+    TRY(core_zero(core, turn, append->pool, append->attachment, append->views, request->n_seqs));
+    kvp_txn_begin(core->ledger);
+    return KVP_OK;
+}
+
+/* The first transaction: room, and the job. */
+static enum kvp_status begin_job(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
+                                 struct append *append, struct kvp_job_spec *spec, struct kvp_job_id *ret_job)
+{
+    kvp_txn_begin(core->ledger);
+    enum kvp_status status = reserve_all(core, turn, request, append);
+    if (status == KVP_OK && core_zero_due(core, append->pool))
+        TRY(zero_first(core, turn, request, append));
+    spec->value = core_job_next_value(core, append->pool, append->attachment);
+    if (status == KVP_OK)
+        status = make_job(core, turn, request, append, spec, ret_job);
+    if (status != KVP_OK)
+        return core_abort(core, status);
+    status = core_commit(core, turn, spec->timeline, spec->value);
+    if (status != KVP_OK)
+        core_job_forget(core, *ret_job);
+    return status;
+}
+
 enum kvp_status call_append(struct kvp_core *core, struct turn *turn)
 {
     const Kvpool__V1__AppendRequest *request = (const Kvpool__V1__AppendRequest *)turn->body;
     struct append append = {0};
     struct kvp_job_id job = {0, 0};
+    TRY(core_zero_ended(core, turn));
     if (turn->op != NULL && turn->op->job.generation != 0)
         return answer_ended(core, turn, request);
     TRY(core_pool_live(core, request->pool, &append.pool));
@@ -338,28 +382,17 @@ enum kvp_status call_append(struct kvp_core *core, struct turn *turn)
         if (status != KVP_ENOENT)
             return status;
     }
-    TRY(check_append(core, turn, request, &append));
-    TRY(core_attachment(core, turn, append.pool, false, &append.attachment));
-    TRY(core_batch(core, turn, append.pool, "seqs", request->n_seqs, request->seqs,
-                   BATCH_OWNED | BATCH_DISTINCT | BATCH_FREE, &append.views));
-    TRY(check_lengths(core, request, &append));
+    TRY(look(core, turn, request, &append));
     struct kvp_job_spec spec = {
         .kind = KVPOOL__V1__JOB_KIND__JOB_APPEND,
         .session = turn->session.id,
         .pool = append.pool->id,
         .call_id = turn->call_id,
         .timeline = append.attachment * KVP_TIMELINES_MAX,
-        .value = core_job_next_value(core, append.pool, append.attachment),
     };
-    kvp_txn_begin(core->ledger);
-    enum kvp_status status = make_job(core, turn, request, &append, &spec, &job);
-    if (status != KVP_OK)
-        return core_abort(core, status);
-    status = core_commit(core, turn, spec.timeline, spec.value);
-    if (status != KVP_OK) {
-        core_job_forget(core, job);
-        return status;
-    }
+    TRY(begin_job(core, turn, request, &append, &spec, &job));
+    if (turn->op != NULL)
+        turn->op->zeroing = false;
     for (size_t i = 0; i < request->n_seqs; i++)
         core_publish_seq(core, append.pool, append.views[i].id.slot);
     return answer_job(core, turn, request, job, spec.timeline, spec.value);

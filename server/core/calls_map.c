@@ -88,6 +88,7 @@ static enum kvp_status obtain_attachment(struct kvp_core *core, struct turn *tur
             return core_refuse(core, KVP_EBUSY, "join: this session is attached already, outside that group");
         return KVP_OK;
     }
+    TRY(core_tenant_check(core, turn, pool));
     kvp_txn_begin(core->ledger);
     status = kvp_attach(core->ledger, pool->id, turn->session.id, leader, ret_attachment);
     if (status == KVP_ELIMIT)

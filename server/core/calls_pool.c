@@ -212,12 +212,21 @@ static enum kvp_status commit_pool(struct kvp_core *core, struct turn *turn, con
         .name = making->spec->name,
         .blob = blob,
         .blob_bytes = (uint32_t)blob_bytes,
+        .policy = (enum kvp_policy)making->spec->policy,
+        .zero_on_reuse = making->spec->zero_on_reuse == KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_ON,
+        .hash = (uint32_t)making->spec->block_hash,
     };
+    if (!core->act->random(core->ctx, spec.hash_key, sizeof(spec.hash_key)))
+        return core_refuse(core, KVP_EINTERNAL, "no random bytes for the pool's block hash");
     TRY(core_spec_layout(core, making->spec, &planes, &totals, spec.layout_digest));
     free(planes);
     struct kvp_pool_id id;
     kvp_txn_begin(core->ledger);
     enum kvp_status status = kvp_pool_create(core->ledger, &spec, &id);
+    for (size_t i = 0; status == KVP_OK && i < making->spec->n_tenants; i++) {
+        const Kvpool__V1__TenantShare *share = making->spec->tenants[i];
+        status = kvp_tenant_set(core->ledger, id, share->tenant, share->quota_pages, share->guaranteed_pages);
+    }
     if (status != KVP_OK) {
         core_refuse(core, status, "the pool's record: %s", kvp_status_text(status));
         return core_abort(core, status);

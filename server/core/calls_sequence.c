@@ -1,221 +1,11 @@
 /**
- * Sequences: opened by key, given room, forked, handed over, closed, listed.
+ * Sequences forked, handed over, closed, listed. Opening them and giving them room is calls_advance.c.
  *
  * Each call is one ledger transaction over its whole batch; only the folding of progress words comes before, and
- * publishing after it. What a call asks for is a state: a key that is open, room that is there, a child that exists, an
- * owner that is the one wanted, a handle that is closed. So a repeat finds it done.
+ * publishing after it. What a call asks for is a state: a child that exists, an owner that is the one wanted, a handle
+ * that is closed. So a repeat finds it done.
  */
 #include "op.h"
-
-/* Publish what a committed call changed, and look at it as it is now. */
-static enum kvp_status publish_views(struct kvp_core *core, struct pool_state *pool, struct kvp_seq_view *views,
-                                     size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        TRY(kvp_seq_get(core->ledger, pool->id, views[i].id, &views[i]));
-        core_publish_view(core, pool, &views[i]);
-    }
-    return KVP_OK;
-}
-
-/* Pages given up on their way back: when the pool is short, it is worth waiting for them. */
-static enum kvp_status refuse_or_wait(struct kvp_core *core, struct turn *turn, const struct pool_state *pool,
-                                      enum kvp_status status, const char *what, size_t i, uint64_t handle)
-{
-    bool short_of = status == KVP_ENOPAGES || status == KVP_ELIMIT;
-    if (short_of && pool->reclaim_due)
-        return core_wait(core, turn, WAIT_RECLAIM, pool->id.slot);
-    return core_seq_refuse(core, pool, status, what, i, handle);
-}
-
-/* The arrays that most replies have. */
-struct columns {
-    uint64_t *seqs;
-    uint32_t *reserved, *written, *versions;
-};
-
-static enum kvp_status columns(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
-                               struct columns *ret_columns)
-{
-    ret_columns->seqs = core_alloc(core, n, sizeof(uint64_t));
-    ret_columns->reserved = core_alloc(core, n, 3 * sizeof(uint32_t));
-    if (ret_columns->seqs == NULL || ret_columns->reserved == NULL)
-        return core_refuse(core, KVP_ENOMEM, "no memory for the reply");
-    ret_columns->written = ret_columns->reserved + n;
-    ret_columns->versions = ret_columns->written + n;
-    for (size_t i = 0; i < n; i++) {
-        ret_columns->seqs[i] = ID_WORD(views[i].id);
-        ret_columns->reserved[i] = views[i].reserved;
-        ret_columns->written[i] = views[i].written;
-        ret_columns->versions[i] = views[i].version;
-    }
-    return KVP_OK;
-}
-
-/* ---- OpenSequences ----------------------------------------------------------------------------------------------- */
-
-static enum kvp_status open_all(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
-                                const Kvpool__V1__OpenSequencesRequest *request, struct kvp_seq_view *views)
-{
-    uint32_t attachment;
-    TRY(core_attachment(core, turn, pool, true, &attachment));
-    for (size_t i = 0; i < request->n_keys; i++) {
-        enum kvp_status status = kvp_seq_by_key(core->ledger, pool->id, attachment, request->keys[i], &views[i].id);
-        if (status == KVP_ENOENT)
-            status =
-                kvp_seq_open(core->ledger, pool->id, attachment, request->keys[i], request->durable != 0, &views[i].id);
-        if (status == KVP_ELIMIT)
-            core_refuse(core, status, "keys[%zu]: all %u rows of pool \"%s\" are in use", i, pool->spec->max_sequences,
-                        pool->spec->name);
-        else if (status != KVP_OK)
-            core_refuse(core, status, "keys[%zu]: %s", i, kvp_status_text(status));
-        TRY(status);
-    }
-    return KVP_OK;
-}
-
-enum kvp_status call_open_sequences(struct kvp_core *core, struct turn *turn)
-{
-    const Kvpool__V1__OpenSequencesRequest *request = (const Kvpool__V1__OpenSequencesRequest *)turn->body;
-    struct pool_state *pool;
-    struct columns columns_;
-    TRY(core_pool_live(core, request->pool, &pool));
-    if (request->n_keys == 0 || request->n_keys > KVP_BATCH_MAX)
-        return core_refuse(core, KVP_EINVAL, "keys: %zu, must be 1 to %d in a call", request->n_keys, KVP_BATCH_MAX);
-    struct kvp_seq_view *views = core_alloc(core, request->n_keys, sizeof(*views));
-    if (views == NULL)
-        return core_refuse(core, KVP_ENOMEM, "no memory for the call");
-    kvp_txn_begin(core->ledger);
-    enum kvp_status status = open_all(core, turn, pool, request, views);
-    if (status != KVP_OK) {
-        core_abort(core, status);
-        bool worth_waiting = status == KVP_ELIMIT && pool->reclaim_due;
-        return worth_waiting ? core_wait(core, turn, WAIT_RECLAIM, pool->id.slot) : status;
-    }
-    TRY(core_commit(core, turn, request->n_keys, 0));
-    TRY(publish_views(core, pool, views, request->n_keys));
-    TRY(core_fold(core, pool, views, (uint32_t)request->n_keys));
-    TRY(columns(core, views, request->n_keys, &columns_));
-    Kvpool__V1__OpenSequencesReply reply = KVPOOL__V1__OPEN_SEQUENCES_REPLY__INIT;
-    reply.n_seqs = reply.n_reserved = reply.n_written = reply.n_versions = request->n_keys;
-    reply.seqs = columns_.seqs;
-    reply.reserved = columns_.reserved;
-    reply.written = columns_.written;
-    reply.versions = columns_.versions;
-    return core_answer(core, turn, &reply.base, NULL, 0);
-}
-
-/* ---- Advance ----------------------------------------------------------------------------------------------------- */
-
-static uint32_t pages_for(const struct pool_state *pool, uint32_t tokens)
-{
-    return (uint32_t)(((uint64_t)tokens + pool->spec->page_tokens - 1) / pool->spec->page_tokens);
-}
-
-/* What the whole batch is short of, when sequence i was the first that found no pages. */
-static uint64_t batch_short(const struct pool_state *pool, const struct kvp_seq_view *views, const uint32_t *reserved,
-                            size_t n, size_t i, uint32_t short_pages)
-{
-    uint64_t missing = short_pages;
-    for (size_t k = i + 1; k < n; k++) {
-        uint32_t needed = pages_for(pool, reserved[k]);
-        if (needed > views[k].row_pages)
-            missing += needed - views[k].row_pages;
-    }
-    return missing;
-}
-
-static enum kvp_status check_advance(struct kvp_core *core, const struct pool_state *pool,
-                                     const Kvpool__V1__AdvanceRequest *request, const struct kvp_seq_view *views)
-{
-    for (size_t i = 0; i < request->n_seqs; i++) {
-        uint32_t reserved = request->reserved[i];
-        if (reserved > pool->spec->max_sequence_tokens)
-            return core_refuse(core, KVP_EINVAL, "reserved[%zu]: %u tokens, at most %u in pool \"%s\"", i, reserved,
-                               pool->spec->max_sequence_tokens, pool->spec->name);
-        if (reserved < views[i].reserved && !request->truncate)
-            return core_refuse(core, KVP_EINVAL, "reserved[%zu]: %u tokens, less than the %u now, without truncate", i,
-                               reserved, views[i].reserved);
-        if (request->n_written != 0 && request->written[i] > reserved)
-            return core_refuse(core, KVP_EINVAL, "written[%zu]: %u tokens, more than the %u reserved", i,
-                               request->written[i], reserved);
-    }
-    return KVP_OK;
-}
-
-static enum kvp_status advance_all(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
-                                   const Kvpool__V1__AdvanceRequest *request, const struct kvp_seq_view *views,
-                                   const struct kvp_after *after)
-{
-    for (size_t i = 0; i < request->n_seqs; i++) {
-        uint32_t short_pages = 0;
-        bool changed;
-        bool cuts = pages_for(pool, request->reserved[i]) < views[i].row_pages;
-        if (cuts && !pool->host && after[i].value == 0)
-            return core_refuse(core, KVP_EINVAL,
-                               "after: seqs[%zu] gives up pages; on a GPU that needs a timeline value", i);
-        enum kvp_status status = kvp_seq_reserve(core->ledger, pool->id, views[i].id, request->reserved[i],
-                                                 request->truncate != 0, after[i], &short_pages);
-        if (status == KVP_OK && request->n_written != 0)
-            status = kvp_seq_observe(core->ledger, pool->id, views[i].id, request->written[i], &changed);
-        if (status == KVP_ENOPAGES)
-            core->error_missing = batch_short(pool, views, request->reserved, request->n_seqs, i, short_pages);
-        if (status != KVP_OK)
-            return refuse_or_wait(core, turn, pool, status, "seqs", i, request->seqs[i]);
-    }
-    return KVP_OK;
-}
-
-static enum kvp_status advance_reply(struct kvp_core *core, struct turn *turn, const struct kvp_seq_view *views,
-                                     size_t n)
-{
-    struct columns columns_;
-    struct copies copies;
-    TRY(columns(core, views, n, &columns_));
-    TRY(core_copies(core, views, n, &copies));
-    Kvpool__V1__AdvanceReply reply = KVPOOL__V1__ADVANCE_REPLY__INIT;
-    reply.n_written = reply.n_versions = n;
-    reply.written = columns_.written;
-    reply.versions = columns_.versions;
-    reply.n_copy_seqs = reply.n_copy_sources = reply.n_copy_destinations = reply.n_copy_tokens = copies.n;
-    reply.copy_seqs = copies.seqs;
-    reply.copy_sources = copies.sources;
-    reply.copy_destinations = copies.destinations;
-    reply.copy_tokens = copies.tokens;
-    return core_answer(core, turn, &reply.base, NULL, 0);
-}
-
-enum kvp_status call_advance(struct kvp_core *core, struct turn *turn)
-{
-    const Kvpool__V1__AdvanceRequest *request = (const Kvpool__V1__AdvanceRequest *)turn->body;
-    struct pool_state *pool;
-    struct kvp_seq_view *views;
-    struct kvp_after *after;
-    uint32_t attachment;
-    TRY(core_pool_live(core, request->pool, &pool));
-    TRY(core_attachment(core, turn, pool, false, &attachment));
-    TRY(core_length_check(core, "reserved", request->n_reserved, request->n_seqs));
-    if (request->n_written != 0)
-        TRY(core_length_check(core, "written", request->n_written, request->n_seqs));
-    TRY(core_batch(core, turn, pool, "seqs", request->n_seqs, request->seqs, BATCH_OWNED | BATCH_DISTINCT | BATCH_FREE,
-                   &views));
-    if (turn->repeated)
-        return advance_reply(core, turn, views, request->n_seqs);
-    TRY(core_after(core, pool, attachment, request->n_seqs, request->n_after_timelines, request->after_timelines,
-                   request->n_after_values, request->after_values, &after));
-    TRY(check_advance(core, pool, request, views));
-    kvp_txn_begin(core->ledger);
-    enum kvp_status status = advance_all(core, turn, pool, request, views, after);
-    if (status != KVP_OK)
-        return core_abort(core, status);
-    TRY(core_commit(core, turn, request->n_seqs, 0));
-    if (request->truncate) {
-        pool->reclaim_due = true;
-        core_due(core, core->now_ms);
-    }
-    TRY(publish_views(core, pool, views, request->n_seqs));
-    return advance_reply(core, turn, views, request->n_seqs);
-}
 
 /* ---- Fork -------------------------------------------------------------------------------------------------------- */
 
@@ -241,9 +31,10 @@ static enum kvp_status fork_all(struct kvp_core *core, struct turn *turn, struct
                 uint32_t part = request->n_tokens != 0 ? request->tokens[k] : parents[k].written;
                 core->error_missing += part % pool->spec->page_tokens != 0;
             }
+            return core_short(core, turn, pool, 1);
         }
         if (status != KVP_OK)
-            return refuse_or_wait(core, turn, pool, status, "parents", i, request->parents[i]);
+            return core_refuse_or_wait(core, turn, pool, status, "parents", i, request->parents[i]);
     }
     return KVP_OK;
 }
@@ -267,15 +58,15 @@ static bool find_children(struct kvp_core *core, struct turn *turn, struct pool_
 static enum kvp_status fork_reply(struct kvp_core *core, struct turn *turn, const struct kvp_seq_view *children,
                                   size_t n)
 {
-    struct columns columns_;
+    struct columns columns;
     struct copies copies;
-    TRY(columns(core, children, n, &columns_));
+    TRY(core_columns(core, children, n, &columns));
     TRY(core_copies(core, children, n, &copies));
     Kvpool__V1__ForkReply reply = KVPOOL__V1__FORK_REPLY__INIT;
     reply.n_seqs = reply.n_written = reply.n_versions = n;
-    reply.seqs = columns_.seqs;
-    reply.written = columns_.written;
-    reply.versions = columns_.versions;
+    reply.seqs = columns.seqs;
+    reply.written = columns.written;
+    reply.versions = columns.versions;
     reply.n_copy_seqs = reply.n_copy_sources = reply.n_copy_destinations = reply.n_copy_tokens = copies.n;
     reply.copy_seqs = copies.seqs;
     reply.copy_sources = copies.sources;
@@ -284,12 +75,28 @@ static enum kvp_status fork_reply(struct kvp_core *core, struct turn *turn, cons
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
+static enum kvp_status fork_new(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
+                                const Kvpool__V1__ForkRequest *request, struct kvp_seq_view *children)
+{
+    struct kvp_seq_view *parents;
+    size_t n = request->n_parents;
+    TRY(core_batch(core, turn, pool, "parents", n, request->parents, BATCH_TENANT, &parents));
+    kvp_txn_begin(core->ledger);
+    enum kvp_status status = fork_all(core, turn, pool, request, parents, children);
+    if (status != KVP_OK)
+        return core_abort(core, status);
+    TRY(core_commit(core, turn, n, 0));
+    return core_publish_views(core, pool, children, n);
+}
+
 enum kvp_status call_fork(struct kvp_core *core, struct turn *turn)
 {
     const Kvpool__V1__ForkRequest *request = (const Kvpool__V1__ForkRequest *)turn->body;
     struct pool_state *pool;
-    struct kvp_seq_view *parents;
+    uint32_t attachment;
     size_t n = request->n_parents;
+    TRY(core_zero_ended(core, turn));
+    turn->repeated |= turn->op != NULL && turn->op->zeroing;
     TRY(core_pool_live(core, request->pool, &pool));
     if (request->n_keys != n)
         return core_refuse(core, KVP_EINVAL, "keys: %zu, must be as many as parents: %zu", request->n_keys, n);
@@ -298,15 +105,10 @@ enum kvp_status call_fork(struct kvp_core *core, struct turn *turn)
     struct kvp_seq_view *children = core_alloc(core, n + 1, sizeof(*children));
     if (children == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the call");
-    if (turn->repeated && find_children(core, turn, pool, request, children))
-        return fork_reply(core, turn, children, n);
-    TRY(core_batch(core, turn, pool, "parents", n, request->parents, BATCH_TENANT, &parents));
-    kvp_txn_begin(core->ledger);
-    enum kvp_status status = fork_all(core, turn, pool, request, parents, children);
-    if (status != KVP_OK)
-        return core_abort(core, status);
-    TRY(core_commit(core, turn, n, 0));
-    TRY(publish_views(core, pool, children, n));
+    if (!turn->repeated || !find_children(core, turn, pool, request, children))
+        TRY(fork_new(core, turn, pool, request, children));
+    TRY(core_attachment(core, turn, pool, false, &attachment));
+    TRY(core_zero(core, turn, pool, attachment, children, n));
     return fork_reply(core, turn, children, n);
 }
 
@@ -372,7 +174,7 @@ enum kvp_status call_transfer(struct kvp_core *core, struct turn *turn)
     const Kvpool__V1__TransferRequest *request = (const Kvpool__V1__TransferRequest *)turn->body;
     struct pool_state *pool;
     struct kvp_seq_view *views;
-    struct columns columns_;
+    struct columns columns;
     uint32_t from, to;
     size_t n = request->n_seqs;
     TRY(core_pool_live(core, request->pool, &pool));
@@ -393,16 +195,16 @@ enum kvp_status call_transfer(struct kvp_core *core, struct turn *turn)
         if (status != KVP_OK)
             return core_abort(core, status);
         TRY(core_commit(core, turn, n, 0));
-        TRY(publish_views(core, pool, views, n));
+        TRY(core_publish_views(core, pool, views, n));
         for (size_t i = 0; i < n; i++) {
             if (views[i].pending_tokens != 0)
                 core_pending_add(core, pool, views[i].id.slot);
         }
     }
-    TRY(columns(core, views, n, &columns_));
+    TRY(core_columns(core, views, n, &columns));
     Kvpool__V1__TransferReply reply = KVPOOL__V1__TRANSFER_REPLY__INIT;
     reply.n_versions = n;
-    reply.versions = columns_.versions;
+    reply.versions = columns.versions;
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
@@ -530,7 +332,7 @@ enum kvp_status call_list_sequences(struct kvp_core *core, struct turn *turn)
     const Kvpool__V1__ListSequencesRequest *request = (const Kvpool__V1__ListSequencesRequest *)turn->body;
     Kvpool__V1__ListSequencesReply reply = KVPOOL__V1__LIST_SEQUENCES_REPLY__INIT;
     struct pool_state *pool;
-    struct columns columns_;
+    struct columns columns;
     uint32_t attachment = KVP_NONE;
     size_t n;
     TRY(core_pool_by_name(core, request->pool, &pool));
@@ -546,7 +348,7 @@ enum kvp_status call_list_sequences(struct kvp_core *core, struct turn *turn)
     if (views == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the reply");
     TRY(list_page(core, pool, request->from_slot, limit, attachment, views, &n, &reply.next_slot));
-    TRY(columns(core, views, n, &columns_));
+    TRY(core_columns(core, views, n, &columns));
     uint64_t *keys = core_alloc(core, n, 2 * sizeof(*keys));
     uint32_t *states = core_alloc(core, n, sizeof(*states));
     if (keys == NULL || states == NULL)
@@ -558,11 +360,11 @@ enum kvp_status call_list_sequences(struct kvp_core *core, struct turn *turn)
     }
     reply.n_seqs = reply.n_keys = reply.n_reserved = reply.n_written = n;
     reply.n_versions = reply.n_session_ids = reply.n_states = n;
-    reply.seqs = columns_.seqs;
+    reply.seqs = columns.seqs;
     reply.keys = keys;
-    reply.reserved = columns_.reserved;
-    reply.written = columns_.written;
-    reply.versions = columns_.versions;
+    reply.reserved = columns.reserved;
+    reply.written = columns.written;
+    reply.versions = columns.versions;
     reply.session_ids = keys + n;
     reply.states = states;
     return core_answer(core, turn, &reply.base, NULL, 0);

@@ -142,6 +142,7 @@ struct kvp_actions {
 struct kvp_core_config {
     const char *version;
     const char *backend;         /* "host" or "cuda" */
+    uint32_t uid;                /* of the daemon: what is allowed to root is allowed to it */
     uint32_t lease_default_ms;
     uint32_t reclaim_slice;      /* page references dropped in one tick; 0: KVP_RECLAIM_SLICE */
     uint32_t executor_start_ms;  /* an executor that does not say hello within is given up; 0: 20 000 */

@@ -217,6 +217,7 @@ void core_pool_tick(struct kvp_core *core, struct pool_state *pool)
 {
     if (pool->n_pending != 0)
         pending_tick(core, pool);
+    core_pins_tick(core, pool);
     retiring_tick(core, pool);
     if (pool->reclaim_due)
         core_reclaim_slice(core, pool);

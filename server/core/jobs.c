@@ -66,6 +66,12 @@ bool core_job_about_to_end(const struct kvp_core *core, uint32_t slot)
            core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value});
 }
 
+bool core_job_zeroes(const struct kvp_core *core, uint32_t slot)
+{
+    struct kvp_job_view view;
+    return kvp_job_at(core->ledger, slot, &view) == KVP_OK && view.spec.kind == KVPOOL__V1__JOB_KIND__JOB_ZERO;
+}
+
 bool core_session_has_jobs(const struct kvp_core *core, struct kvp_session_id session)
 {
     for (uint32_t i = 0; core->open_jobs != 0 && i < KVP_JOBS_MAX; i++) {
@@ -96,6 +102,7 @@ enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const
         .buffer = request->buffer,
         .timeline = request->done_timeline,
         .value = request->done_value,
+        .every_rank = request->kind == KVPOOL__V1__JOB_KIND__JOB_ZERO,
         .packed = packed,
         .packed_bytes = n,
     };
@@ -160,6 +167,13 @@ static void tell_ops(struct kvp_core *core, struct kvp_job_id id, enum kvp_statu
     core_wake(core, WAIT_SENT, id.slot);
 }
 
+/* Did it zero pages, on every slab? Of what an earlier daemon gave an executor it is not known which slab that was. */
+static bool zeroed_all(const struct kvp_core *core, const struct pool_state *pool, const struct job_state *job)
+{
+    bool last = job->packed != NULL ? job->rank + 1 == pool->n_slabs : pool->n_slabs == 1;
+    return last && core_job_zeroes(core, job->id.slot);
+}
+
 static void end(struct kvp_core *core, struct job_state *job, enum kvp_status status, const char *text)
 {
     uint32_t slots[KVP_BATCH_MAX], n = 0;
@@ -169,7 +183,11 @@ static void end(struct kvp_core *core, struct job_state *job, enum kvp_status st
     for (; slot != KVP_NONE && n < KVP_BATCH_MAX; slot = kvp_job_next(core->ledger, id, slot))
         slots[n++] = slot;
     kvp_txn_begin(core->ledger);
-    enum kvp_status closed = kvp_job_close(core->ledger, id, status == KVP_OK);
+    enum kvp_status closed = KVP_OK;
+    if (status == KVP_OK && pool != NULL && zeroed_all(core, pool, job))
+        closed = core_zero_clean(core, pool, id);
+    if (closed == KVP_OK)
+        closed = kvp_job_close(core->ledger, id, status == KVP_OK);
     if (closed == KVP_OK)
         kvp_txn_commit(core->ledger);
     else
@@ -191,6 +209,19 @@ static void end(struct kvp_core *core, struct job_state *job, enum kvp_status st
     tell_ops(core, id, status, text);
     if (core->ending != 0)
         core_due(core, core->now_ms);
+}
+
+/* A job of every slab goes on with the next one. @return false: that was the last */
+static bool next_rank(struct kvp_core *core, struct job_state *job)
+{
+    const struct pool_state *pool = pool_of(core, job);
+    if (!job->every_rank || pool == NULL || job->rank + 1 >= pool->n_slabs)
+        return false;
+    job->rank++;
+    job->executor = pool->slabs[job->rank].executor;
+    job->sent = 0;
+    core->unsent_jobs++;
+    return true;
 }
 
 /* An answer to core_jobs_ask. */
@@ -217,6 +248,8 @@ void core_job_reply(struct kvp_core *core, uint32_t executor, uint64_t low, enum
     }
     if (job->id.generation != (uint32_t)(low >> 16) || job->executor != executor ||
         job->sent != core->executors[executor].starts)
+        return;
+    if (status == KVP_OK && next_rank(core, job))
         return;
     end(core, job, status, text);
 }
@@ -326,8 +359,10 @@ static enum kvp_status send_job(struct kvp_core *core, struct job_state *job)
     Kvpool__V1__ExecJobRequest *request = kvpool__v1__exec_job_request__unpack(NULL, job->packed_bytes, job->packed);
     if (request == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory to send a job of %zu bytes", job->packed_bytes);
+    request->rank = job->rank;
+    bool more_ranks = job->every_rank && job->rank + 1 < pool->n_slabs;
     /* an executor may have died between the value and its answer, and later values may be there: it must not fall */
-    if (core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value}))
+    if (more_ranks || core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value}))
         request->done_value = 0;
     job->sent = executor->starts;
     core->unsent_jobs--;

@@ -37,7 +37,11 @@ struct entry {
     X(GET_BATCH_INDICES, GetBatchIndices, get_batch_indices, false, true, false)                                       \
     X(GET_STATS, GetStats, get_stats, false, true, false)                                                              \
     X(AUDIT, Audit, audit, false, true, false)                                                                         \
-    X(RELEASE_QUARANTINE, ReleaseQuarantine, release_quarantine, true, false, false)
+    X(RELEASE_QUARANTINE, ReleaseQuarantine, release_quarantine, true, false, false)                                   \
+    X(MATCH, Match, match, false, true, false)                                                                         \
+    X(PIN, Pin, pin, true, true, true)                                                                                 \
+    X(EVICT, Evict, evict, true, false, false)                                                                         \
+    X(LIST_CACHE, ListCache, list_cache, false, true, false)
 
 #define METHOD(NUMBER, Name, lower, changes_, over_tcp_, needs)                                                        \
     {.number = KVPOOL__V1__METHOD__METHOD_##NUMBER,                                                                    \

@@ -48,6 +48,8 @@ struct op {
     struct kvp_job_id job; /* WAIT_JOB: its own job, and where that tells its end */
     uint32_t job_timeline;
     uint64_t job_value;
+    bool zeroing;    /* its change is made; it waits, or has waited, for pages to be zeroed */
+    uint64_t done;   /* of work in slices */
     void *own;                                          /* the handler's, malloc'ed */
     void (*undo)(struct kvp_core *core, struct op *op); /* give back what `own` names; NULL: nothing */
     void (*arrived)(struct kvp_core *core, struct op *op, struct kvp_message *message); /* WAIT_REPLY, with KVP_OK */
@@ -140,16 +142,38 @@ enum kvp_status core_batch(struct kvp_core *core, struct turn *turn, struct pool
 /* Why the ledger refused a change of sequence i. */
 enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *pool, enum kvp_status status,
                                 const char *what, size_t i, uint64_t handle);
+/* The same, or KVP_WAIT where rows given up hold what the call lacks. */
+enum kvp_status core_refuse_or_wait(struct kvp_core *core, struct turn *turn, const struct pool_state *pool,
+                                    enum kvp_status status, const char *what, size_t i, uint64_t handle);
+/* core->error_missing pages are missing: KVP_WAIT, or KVP_ENOPAGES, with a text that says of what.
+ * @param wanted  pages that were asked for when it was found */
+enum kvp_status core_short(struct kvp_core *core, struct turn *turn, const struct pool_state *pool, uint32_t wanted);
+/* Rows given up, and not released yet, come first. KVP_WAIT until they have. */
+enum kvp_status core_reclaimed(struct kvp_core *core, struct turn *turn, struct pool_state *pool);
 enum kvp_status core_length_check(struct kvp_core *core, const char *what, size_t n, size_t expected);
 /* The caller's attachment, LIVE. With `make`, one that maps nothing is made (in the open transaction). */
 enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool, bool make,
                                 uint32_t *ret_attachment);
+/* May a session of this tenant attach? KVP_EPERM, with its text. */
+enum kvp_status core_tenant_check(struct kvp_core *core, const struct turn *turn, const struct pool_state *pool);
 /* none, one, or n pairs; on host pools always none. */
 enum kvp_status core_after(struct kvp_core *core, const struct pool_state *pool, uint32_t attachment, size_t n,
                            size_t n_timelines, const uint32_t *timelines, size_t n_values, const uint64_t *values,
                            struct kvp_after **ret_after);
 /* The caller's session, which must be there. KVP_ESESSION, with a text that says how to get one. */
 enum kvp_status core_need_session(struct kvp_core *core, const struct turn *turn);
+
+/* Publish what a committed call changed, and look at it as it is now. */
+enum kvp_status core_publish_views(struct kvp_core *core, struct pool_state *pool, struct kvp_seq_view *views,
+                                   size_t n);
+
+/* The arrays that most replies have. In the call's memory. */
+struct columns {
+    uint64_t *seqs;
+    uint32_t *reserved, *written, *versions;
+};
+enum kvp_status core_columns(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
+                             struct columns *ret_columns);
 
 /* Owed copies of sequences, as replies list them. In the call's memory. */
 struct copies {
@@ -160,6 +184,18 @@ struct copies {
 enum kvp_status core_copies(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
                             struct copies *ret_copies);
 
+/* ---- zero.c: pages that came from another tenant ------------------------------------------------------------------- */
+
+/* Are there any in use that are not zeroed yet? */
+bool core_zero_due(const struct kvp_core *core, const struct pool_state *pool);
+/* Have those of n committed sequences zeroed. KVP_OK: there are none; KVP_WAIT: it is under way. */
+enum kvp_status core_zero(struct kvp_core *core, struct turn *turn, struct pool_state *pool, uint32_t attachment,
+                          const struct kvp_seq_view *views, size_t n);
+/* At the start of a handler that may have waited for that: how it came out. */
+enum kvp_status core_zero_ended(struct kvp_core *core, struct turn *turn);
+/* In the transaction that ends such a job: what it zeroed is clean. */
+enum kvp_status core_zero_clean(struct kvp_core *core, const struct pool_state *pool, struct kvp_job_id id);
+
 /* ---- the calls --------------------------------------------------------------------------------------------------- */
 
 handler call_open_session, call_keep_alive, call_close_session;
@@ -168,6 +204,7 @@ handler call_attach, call_detach, call_register_buffer, call_unregister_buffer;
 handler call_open_sequences, call_list_sequences, call_advance, call_append, call_fork, call_transfer;
 handler call_close_sequences, call_get_seq_lens, call_get_page_table, call_get_batch_indices;
 handler call_get_stats, call_audit, call_release_quarantine;
+handler call_match, call_pin, call_evict, call_list_cache;
 
 handler *core_handler(uint16_t method);
 /* Who calls: the session is found and renewed, a repeat recognised. */

@@ -72,6 +72,41 @@ static enum kvp_status check_devices(struct kvp_core *core, const Kvpool__V1__Po
     return KVP_OK;
 }
 
+static enum kvp_status check_tenants(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec)
+{
+    uint64_t guaranteed = 0;
+    uint32_t pages = spec->pages - spec->reserved_pages;
+    for (size_t i = 0; i < spec->n_tenants; i++) {
+        const Kvpool__V1__TenantShare *share = spec->tenants[i];
+        guaranteed += share->guaranteed_pages;
+        if (share->quota_pages != 0 && share->guaranteed_pages > share->quota_pages)
+            return core_refuse(core, KVP_EINVAL, "tenants[%zu]: %u pages guaranteed, more than its quota of %u", i,
+                               share->guaranteed_pages, share->quota_pages);
+        for (size_t k = 0; k < i; k++) {
+            if (spec->tenants[k]->tenant == share->tenant)
+                return core_refuse(core, KVP_EINVAL, "tenants[%zu]: %u stands twice", i, share->tenant);
+        }
+    }
+    if (guaranteed > pages)
+        return core_refuse(core, KVP_EINVAL, "tenants: %llu pages guaranteed in all, the pool has %u to give",
+                           (unsigned long long)guaranteed, pages);
+    return KVP_OK;
+}
+
+static enum kvp_status check_cache(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec)
+{
+    TRY(check_range(core, "policy", (uint64_t)spec->policy, KVPOOL__V1__POLICY__POLICY_ADAPTIVE,
+                    KVPOOL__V1__POLICY__POLICY_LRU));
+    TRY(check_range(core, "block_hash", (uint64_t)spec->block_hash, KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_KEYED,
+                    KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_XXH3));
+    TRY(check_range(core, "zero_on_reuse", (uint64_t)spec->zero_on_reuse, KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_ON,
+                    KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_OFF));
+    bool xxh3 = spec->block_hash == KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_XXH3;
+    TRY(check_range(core, xxh3 ? "tenants with block_hash XXH3" : "tenants", spec->n_tenants, 0,
+                    xxh3 ? 1 : KVP_TENANTS_MAX));
+    return check_tenants(core, spec);
+}
+
 static enum kvp_status check_spec(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec)
 {
     TRY(check_name(core, spec->name));
@@ -85,6 +120,7 @@ static enum kvp_status check_spec(struct kvp_core *core, const Kvpool__V1__PoolS
     TRY(check_range(core, "region_bytes", spec->region_bytes, 0, REGION_BYTES_MAX));
     TRY(check_range(core, "memory", (uint64_t)spec->memory, KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT,
                     KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC));
+    TRY(check_cache(core, spec));
     if (core->host && spec->memory != KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT)
         return core_refuse(core, KVP_ENODEV, "memory: the host backend has no cudaIpcMemHandle");
     return check_devices(core, spec);
@@ -98,6 +134,8 @@ static void fill_defaults(Kvpool__V1__PoolSpec *spec)
         spec->order = KVPOOL__V1__ORDER__ORDER_NHD;
     if (spec->placement == KVPOOL__V1__PLACEMENT__PLACEMENT_NONE)
         spec->placement = KVPOOL__V1__PLACEMENT__PLACEMENT_LAYER;
+    if (spec->zero_on_reuse == KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_DEFAULT)
+        spec->zero_on_reuse = KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_ON;
     if (spec->max_sequences == 0)
         spec->max_sequences = MAX_SEQUENCES_DEFAULT;
     if (spec->max_sequence_tokens == 0) {

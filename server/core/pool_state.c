@@ -5,6 +5,8 @@
  */
 #include "op.h"
 
+#include "block_key.h"
+
 #define SLAB_ALIGN_HOST 4096ull
 #define SLAB_ALIGN_CUDA (2ull << 20) /* the granularity of cuMemCreate, so that importers know the size to map */
 
@@ -19,10 +21,12 @@ enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvp
     TRY(core_spec_layout(core, take_spec, &planes, &totals, digest));
     struct attachment_state *attachments = calloc(KVP_ATTACHMENTS_MAX, sizeof(*attachments));
     uint32_t *pending = calloc(take_spec->max_sequences, sizeof(*pending));
-    if (attachments == NULL || pending == NULL) {
+    uint64_t *pin_until_ms = calloc(take_spec->max_sequences, sizeof(*pin_until_ms));
+    if (attachments == NULL || pending == NULL || pin_until_ms == NULL) {
         free(planes);
         free(attachments);
         free(pending);
+        free(pin_until_ms);
         return core_refuse(core, KVP_ENOMEM, "no memory for the pool's state");
     }
     memset(pool, 0, sizeof(*pool));
@@ -37,6 +41,8 @@ enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvp
                                 core->host ? SLAB_ALIGN_HOST : SLAB_ALIGN_CUDA);
     pool->attachments = attachments;
     pool->pending = pending;
+    pool->pin_until_ms = pin_until_ms;
+    pool->pins_check_ms = NEVER;
     pool->n_slabs = (uint32_t)take_spec->n_devices;
     return KVP_OK;
 }
@@ -50,6 +56,8 @@ void core_pool_unload(struct kvp_core *core, uint32_t slot)
     free(pool->planes);
     free(pool->attachments);
     free(pool->pending);
+    free(pool->pin_until_ms);
+    core_hasher_close(pool->hasher);
     free(pool->stand_in_table);
     free(pool->stand_in_timelines);
     memset(pool, 0, sizeof(*pool));
@@ -119,6 +127,47 @@ static void count_quarantine(struct kvp_core *core, struct pool_state *pool, Kvp
     }
 }
 
+static enum kvp_status tenants_of(struct kvp_core *core, const struct pool_state *pool, Kvpool__V1__CacheInfo *cache)
+{
+    Kvpool__V1__TenantUse *uses = core_alloc(core, KVP_TENANTS_MAX, sizeof(*uses));
+    cache->tenants = core_alloc(core, KVP_TENANTS_MAX, sizeof(*cache->tenants));
+    if (uses == NULL || cache->tenants == NULL)
+        return core_refuse(core, KVP_ENOMEM, "no memory for the reply");
+    for (uint32_t i = 0; i < KVP_TENANTS_MAX; i++) {
+        struct kvp_tenant_view view;
+        if (kvp_tenant_at(core->ledger, pool->id, i, &view) != KVP_OK)
+            continue;
+        Kvpool__V1__TenantUse *use = &uses[cache->n_tenants];
+        kvpool__v1__tenant_use__init(use);
+        use->tenant = view.id;
+        use->pages = view.pages;
+        use->cached_pages = view.cached_pages;
+        use->quota_pages = view.quota_pages;
+        use->guaranteed_pages = view.guaranteed_pages;
+        cache->tenants[cache->n_tenants++] = use;
+    }
+    return KVP_OK;
+}
+
+static enum kvp_status cache_info(struct kvp_core *core, const struct pool_state *pool,
+                                  const struct kvp_cache_view *view, Kvpool__V1__PoolInfo *info)
+{
+    Kvpool__V1__CacheInfo *cache = core_alloc(core, 1, sizeof(*cache));
+    if (cache == NULL)
+        return core_refuse(core, KVP_ENOMEM, "no memory for the reply");
+    kvpool__v1__cache_info__init(cache);
+    cache->published_pages = view->published;
+    cache->cached_pages = view->cached_pages;
+    cache->dirty_pages = view->dirty_pages;
+    cache->pins = view->pins;
+    cache->lookup_blocks = view->lookup_blocks;
+    cache->hit_blocks = view->hit_blocks;
+    cache->publishes = view->publishes;
+    cache->evictions = view->evictions;
+    info->cache = cache;
+    return tenants_of(core, pool, cache);
+}
+
 enum kvp_status core_pool_info(struct kvp_core *core, struct pool_state *pool, Kvpool__V1__PoolInfo *ret_info)
 {
     struct kvp_pool_view view;
@@ -143,5 +192,5 @@ enum kvp_status core_pool_info(struct kvp_core *core, struct pool_state *pool, K
     ret_info->row_pages = view.geometry.row_pages;
     ret_info->retiring_sequences = view.retiring_sequences;
     count_quarantine(core, pool, ret_info);
-    return KVP_OK;
+    return cache_info(core, pool, &view.cache, ret_info);
 }

@@ -101,6 +101,9 @@ struct pool_state {
     struct attachment_state *attachments;      /* [KVP_ATTACHMENTS_MAX] */
     uint32_t joined;   /* attachments that joined another's group: when none, a word is looked up at once */
     bool reclaim_due;  /* rows may be in RECLAIM */
+    struct block_hasher *hasher; /* NULL: no block was named yet */
+    uint64_t *pin_until_ms;      /* [max_sequences] when the lease of the pin in a slot ends */
+    uint64_t pins_check_ms;      /* no pin's lease ends before */
     uint32_t *pending; /* [max_sequences] slots of transfers under way; stale entries are dropped when met */
     uint32_t n_pending;
 };
@@ -140,6 +143,7 @@ struct job_state {
     struct kvp_session_id session;
     struct kvp_pool_id pool;
     uint32_t executor, rank, buffer;
+    bool every_rank; /* done on each slab, one behind the other; `rank` is the one in hand */
     uint32_t sent; /* the start of the executor that has it; 0: not sent */
     uint32_t attempts;
     uint32_t asked; /* executors that may have it, a bit each: of an earlier daemon's */
@@ -301,6 +305,13 @@ void core_reclaim_slice(struct kvp_core *core, struct pool_state *pool);
 void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment, uint32_t first,
                         uint32_t n);
 
+/* ---- calls_cache.c: pins ------------------------------------------------------------------------------------------- */
+
+/* Pins that an earlier daemon left: their leases start anew, in full. */
+void core_pins_adopt(struct kvp_core *core, struct pool_state *pool);
+/* End those whose lease is over. */
+void core_pins_tick(struct kvp_core *core, struct pool_state *pool);
+
 /* ---- ending.c: sessions' ends ------------------------------------------------------------------------------------ */
 
 void core_session_end(struct kvp_core *core, struct kvp_session_id session);
@@ -359,6 +370,8 @@ void core_job_forget(struct kvp_core *core, struct kvp_job_id id);
 /* Has the job in a slot written its value? It ends as soon as its executor's answer is read: who saw the value waits
  * for that, and is not refused. */
 bool core_job_about_to_end(const struct kvp_core *core, uint32_t slot);
+/* Is the job in a slot of the ledger one that zeroes pages? Calls wait for it, and are not refused. */
+bool core_job_zeroes(const struct kvp_core *core, uint32_t slot);
 /* Is it with an executor, or over? */
 bool core_job_sent(const struct kvp_core *core, struct kvp_job_id id);
 /* Hand out what can be handed out. */

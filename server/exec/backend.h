@@ -78,6 +78,9 @@ struct kvp_exec_work {
     const struct kvp_layout_spec *spec;
     const struct kvp_plane_layout *planes;
     const struct kvp_exec_memory *slab;
+    /* pages to be zeroed */
+    uint32_t n_zero;
+    const int32_t *zero_pages; /* [n_zero] */
     /* copies of pages' first tokens; in one group no page is both source and destination */
     const struct kvp_page_copy *copies;
     uint32_t n_groups;

@@ -260,6 +260,34 @@ done:
     return status;
 }
 
+static enum kvp_status run_zeros(struct kvp_exec_worker *worker, const struct kvp_exec_work *work,
+                                 struct kvp_exec_error *reterr)
+{
+    struct half *half = &worker->halves[1]; /* the other one takes copies */
+    uint64_t bytes = work->n_zero * sizeof(*work->zero_pages);
+    struct kvp_page_zero_args args = {.planes = worker->planes,
+                                      .n_planes = work->spec->n_planes,
+                                      .pages = work->spec->pages,
+                                      .page_tokens = work->spec->page_tokens,
+                                      .n = work->n_zero};
+    enum kvp_status status;
+
+    if (work->n_zero == 0)
+        return KVP_OK;
+    status = half_need(half, bytes, reterr);
+    if (status != KVP_OK)
+        return status;
+    memcpy(half->host, work->zero_pages, bytes);
+    args.page_ids = (const int32_t *)half->device;
+    status = upload(worker, half, bytes, reterr);
+    if (status == KVP_OK)
+        status = launched(kvp_cuda_page_zero(&args, worker->stream), "page zero", reterr);
+    if (status == KVP_OK)
+        KVP_CUDA_CALL(done, cuEventRecord, half->passed, worker->stream);
+done:
+    return status;
+}
+
 static enum kvp_status run_copies(struct kvp_exec_worker *worker, const struct kvp_exec_work *work,
                                   struct kvp_exec_error *reterr)
 {
@@ -500,7 +528,9 @@ static enum kvp_status cuda_run(struct kvp_exec_worker *worker, const struct kvp
 
     for (uint32_t p = 0; p < work->spec->n_planes; p++)
         worker->planes[p] = kvp_plane_view_of(work->spec, work->planes, p, (void *)work->slab->device);
-    status = run_copies(worker, work, reterr);
+    status = run_zeros(worker, work, reterr);
+    if (status == KVP_OK)
+        status = run_copies(worker, work, reterr);
     if (status == KVP_OK && work->nnz > 0)
         status = run_append(worker, work, reterr);
     if (status == KVP_OK && work->index != NULL)

@@ -117,6 +117,18 @@ struct views {
     struct kvp_token_view sources[KVP_PLANES_MAX];
 };
 
+static enum kvp_status run_zeros(const struct kvp_exec_work *work, const struct views *views)
+{
+    struct kvp_page_zero_args args = {.planes = views->planes,
+                                      .n_planes = work->spec->n_planes,
+                                      .pages = work->spec->pages,
+                                      .page_tokens = work->spec->page_tokens,
+                                      .n = work->n_zero,
+                                      .page_ids = work->zero_pages};
+
+    return work->n_zero > 0 ? kvp_host_page_zero(&args, 0) : KVP_OK;
+}
+
 static enum kvp_status run_copies(const struct kvp_exec_work *work, const struct views *views)
 {
     enum kvp_status status = KVP_OK;
@@ -195,7 +207,9 @@ static enum kvp_status host_run(struct kvp_exec_worker *worker, const struct kvp
     (void)worker;
     for (uint32_t p = 0; p < work->spec->n_planes; p++)
         views.planes[p] = kvp_plane_view_of(work->spec, work->planes, p, work->slab->host);
-    status = run_copies(work, &views);
+    status = run_zeros(work, &views);
+    if (status == KVP_OK)
+        status = run_copies(work, &views);
     if (status == KVP_OK && work->nnz > 0)
         status = run_append(work, &views);
     if (status == KVP_OK && work->index != NULL)

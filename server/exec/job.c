@@ -153,6 +153,24 @@ static enum kvp_status prepare_copies(struct kvp_exec_job *job, struct kvp_exec_
     return KVP_OK;
 }
 
+/* ---- zeros ------------------------------------------------------------------------------------------------------- */
+
+static enum kvp_status prepare_zeros(struct kvp_exec_job *job, struct kvp_exec_error *reterr)
+{
+    const Kvpool__V1__ExecJobRequest *r = request_of(job);
+
+    if (r->n_zero_pages > KVP_CALL_PAGES_MAX)
+        return kvp_exec_fail(reterr, KVP_EINVAL, "%zu pages to zero, the limit is %u", r->n_zero_pages,
+                             KVP_CALL_PAGES_MAX);
+    for (size_t i = 0; i < r->n_zero_pages; i++)
+        if (r->zero_pages[i] >= job->work.spec->pages)
+            return kvp_exec_fail(reterr, KVP_EINVAL, "page %" PRIu32 " to zero is not one of the pool's %" PRIu32,
+                                 r->zero_pages[i], job->work.spec->pages);
+    job->work.n_zero = (uint32_t)r->n_zero_pages;
+    job->work.zero_pages = (const int32_t *)r->zero_pages;
+    return KVP_OK;
+}
+
 /* ---- the source of an append ------------------------------------------------------------------------------------- */
 
 static uint64_t row_bytes(const struct kvp_plane_spec *plane)
@@ -375,8 +393,10 @@ static enum kvp_status prepare(struct kvp_exec *exec, struct kvp_exec_job *job, 
     if (status == KVP_OK)
         status = check_rows(r, job->work.spec, &nnz, reterr);
     if (status == KVP_OK)
+        status = prepare_zeros(job, reterr);
+    if (status == KVP_OK)
         status = prepare_copies(job, reterr);
-    if (status != KVP_OK || r->kind == KVPOOL__V1__JOB_KIND__JOB_COPY)
+    if (status != KVP_OK || r->kind == KVPOOL__V1__JOB_KIND__JOB_COPY || r->kind == KVPOOL__V1__JOB_KIND__JOB_ZERO)
         return status;
     if (r->kind == KVPOOL__V1__JOB_KIND__JOB_INDEX)
         return prepare_index(exec, job, nnz, reterr);

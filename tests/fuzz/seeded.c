@@ -44,7 +44,7 @@ static size_t fields(uint8_t *to, size_t room, unsigned depth)
     while (n + 24 < room && draw() % 8 != 0) {
         unsigned wire = (unsigned[]){0, 1, 2, 2, 2, 5}[draw() % 6];
 
-        n += varint(to + n, (draw() % 20 + 1) << 3 | wire);
+        n += varint(to + n, (draw() % 24 + 1) << 3 | wire);
         if (wire == 0) {
             n += varint(to + n, draw() >> draw() % 64);
         } else if (wire == 2) {

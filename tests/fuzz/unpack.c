@@ -26,6 +26,9 @@ static const ProtobufCMessageDescriptor *const types[] = {
     &kvpool__v1__audit_reply__descriptor,             &kvpool__v1__error__descriptor,
     &kvpool__v1__exec_hello_reply__descriptor,        &kvpool__v1__exec_slab_create_request__descriptor,
     &kvpool__v1__exec_job_request__descriptor,        &kvpool__v1__exec_processes_reply__descriptor,
+    &kvpool__v1__match_request__descriptor,           &kvpool__v1__match_reply__descriptor,
+    &kvpool__v1__pin_request__descriptor,             &kvpool__v1__pin_reply__descriptor,
+    &kvpool__v1__evict_request__descriptor,           &kvpool__v1__list_cache_reply__descriptor,
 };
 #define TYPES (sizeof(types) / sizeof(types[0]))
 

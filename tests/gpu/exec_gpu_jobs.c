@@ -132,6 +132,45 @@ START_TEST(copies_come_before_the_append_and_in_their_order)
 }
 END_TEST
 
+/* ---- zeros ------------------------------------------------------------------------------------------------------- */
+
+START_TEST(pages_are_zeroed_wholly_and_alone_ahead_of_copies_and_the_append)
+{
+    static struct exec_batch batch;
+    uint32_t sources[] = {1}, destinations[] = {2}, tokens[] = {3}, zeroed[] = {0, 5, 2, 5, 9};
+    struct exec_pool pool;
+    void *mapped;
+
+    make_pool(&pool, &exec_plain, false);
+    mapped = attach(&pool);
+    random_bytes(pool.want, pool.totals.slab_bytes);
+    gpu_write(mapped, pool.want, pool.slab_bytes);
+    make_batch(&batch, &pool, 1, 3, 1);
+    batch.job.n_zero_pages = 5;
+    batch.job.zero_pages = zeroed;
+    batch.job.n_copy_sources = batch.job.n_copy_destinations = batch.job.n_copy_tokens = 1;
+    batch.job.copy_sources = sources;
+    batch.job.copy_destinations = destinations;
+    batch.job.copy_tokens = tokens;
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    for (unsigned i = 0; i < 5; i++)
+        exec_pool_want_zero(&pool, zeroed[i]);
+    exec_pool_want_copy(&pool, 1, 2, 3);
+    exec_batch_want(&batch, &pool, batch.bytes);
+    check_slab(&pool, mapped, "zeros, copies, then the append");
+    batch.job.job = 2;
+    batch.job.kind = KVPOOL__V1__JOB_KIND__JOB_ZERO;
+    batch.job.n_copy_sources = batch.job.n_copy_destinations = batch.job.n_copy_tokens = 0;
+    batch.job.n_zero_pages = 4;
+    ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+    for (unsigned i = 0; i < 4; i++)
+        exec_pool_want_zero(&pool, zeroed[i]);
+    check_slab(&pool, mapped, "zeros alone");
+    exec_batch_free(&batch);
+    exec_pool_free(&pool);
+}
+END_TEST
+
 /* ---- index on request -------------------------------------------------------------------------------------------- */
 
 enum { INDEX_BYTES = 1 << 20 };
@@ -295,6 +334,7 @@ void exec_gpu_jobs(exec_gpu_add *add)
     ADD(append_takes_strided_slices_of_buffers_of_every_kind, 1);
     ADD(append_of_many_pieces_gives_the_bytes_of_the_reference, 1);
     ADD(copies_come_before_the_append_and_in_their_order, 1);
+    ADD(pages_are_zeroed_wholly_and_alone_ahead_of_copies_and_the_append, 1);
     ADD(index_results_by_the_gpus_kernel_equal_the_hosts, 1);
     ADD(streams_of_two_processes_order_an_append_by_timelines, 1);
     ADD(sessions_that_wait_hold_up_no_other, 1);

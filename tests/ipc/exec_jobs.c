@@ -215,6 +215,68 @@ START_TEST(copies_come_before_the_append_and_in_their_order)
 }
 END_TEST
 
+/* ---- zeros ------------------------------------------------------------------------------------------------------- */
+
+static void zero_job(Kvpool__V1__ExecJobRequest *job, uint64_t number, size_t n, uint32_t *pages)
+{
+    kvpool__v1__exec_job_request__init(job);
+    job->job = number;
+    job->kind = KVPOOL__V1__JOB_KIND__JOB_ZERO;
+    job->session_id = SESSION;
+    job->pool_id = 1;
+    job->n_zero_pages = n;
+    job->zero_pages = pages;
+    job->done_timeline = 16;
+    job->done_value = number;
+}
+
+START_TEST(pages_are_zeroed_wholly_and_alone_in_every_layout)
+{
+    uint32_t zeroed[] = {0, 5, 2, 5, 0}, sources[] = {1}, destinations[] = {2}, tokens[] = {3};
+    Kvpool__V1__ExecJobRequest job;
+    struct exec_pool pool;
+
+    make_pool(&pool, &exec_shapes[_i]);
+    zeroed[4] = pool.layout.pages - 1;
+    tokens[0] = pool.layout.page_tokens < 3 ? pool.layout.page_tokens : 3;
+    for (uint64_t i = 0; i < pool.slab_bytes; i++)
+        pool.slab[i] = pool.want[i] = (unsigned char)exec_random(&seed);
+    zero_job(&job, 1, 5, zeroed);
+    ck_assert_int_eq(do_job(&job), KVP_OK);
+    ck_assert_uint_eq(pool.timelines[16].value, 1);
+    for (unsigned i = 0; i < 5; i++)
+        exec_pool_want_zero(&pool, zeroed[i]);
+    exec_pool_check(&pool, exec_shapes[_i].name);
+    /* ahead of copies onto the same page */
+    zero_job(&job, 2, 3, zeroed);
+    job.n_copy_sources = job.n_copy_destinations = job.n_copy_tokens = 1;
+    job.copy_sources = sources;
+    job.copy_destinations = destinations;
+    job.copy_tokens = tokens;
+    ck_assert_int_eq(do_job(&job), KVP_OK);
+    exec_pool_want_copy(&pool, 1, 2, tokens[0]);
+    exec_pool_check(&pool, exec_shapes[_i].name);
+    exec_pool_free(&pool);
+}
+END_TEST
+
+START_TEST(a_page_to_zero_that_is_not_the_pools_is_refused_and_nothing_is_zeroed)
+{
+    Kvpool__V1__ExecJobRequest job;
+    struct exec_pool pool;
+    uint32_t zeroed[] = {0, 0};
+
+    make_pool(&pool, &exec_plain);
+    zeroed[1] = pool.layout.pages;
+    pool.slab[0] = pool.want[0] = 9;
+    zero_job(&job, 1, 2, zeroed);
+    ck_assert_int_eq(do_job(&job), KVP_EINVAL);
+    ck_assert_uint_eq(pool.timelines[16].value, 0);
+    exec_pool_check(&pool, "a refused job");
+    exec_pool_free(&pool);
+}
+END_TEST
+
 /* ---- index ------------------------------------------------------------------------------------------------------- */
 
 START_TEST(index_results_in_a_buffer_are_those_of_the_definition)
@@ -559,6 +621,8 @@ int main(void)
     tcase_add_loop_test(jobs, append_takes_a_source_with_heads_outside_tokens, 0, n_shapes);
     tcase_add_test(jobs, append_larger_than_a_datagram_travels_in_a_memfd);
     tcase_add_test(jobs, copies_come_before_the_append_and_in_their_order);
+    tcase_add_loop_test(jobs, pages_are_zeroed_wholly_and_alone_in_every_layout, 0, (int)exec_n_shapes);
+    tcase_add_test(jobs, a_page_to_zero_that_is_not_the_pools_is_refused_and_nothing_is_zeroed);
     tcase_add_test(jobs, index_results_in_a_buffer_are_those_of_the_definition);
     tcase_add_test(jobs, an_output_that_is_not_wanted_is_not_written);
     tcase_add_test(jobs, a_buffer_that_can_only_be_read_is_a_source_and_no_target);

@@ -361,6 +361,16 @@ void exec_pool_want_copy(struct exec_pool *pool, uint32_t source, uint32_t desti
                 exec_pool_want_token(pool, p, destination, t, h, want_at(pool, p, source, t, h));
 }
 
+void exec_pool_want_zero(struct exec_pool *pool, uint32_t page)
+{
+    static const unsigned char zeros[KVP_DIM_MAX * 4];
+
+    for (uint32_t p = 0; p < pool->layout.n_planes; p++)
+        for (uint32_t t = 0; t < pool->layout.page_tokens; t++)
+            for (uint32_t h = 0; h < pool->plane_specs[p].heads; h++)
+                exec_pool_want_token(pool, p, page, t, h, zeros);
+}
+
 void exec_pool_check(const struct exec_pool *pool, const char *what)
 {
     if (memcmp(pool->slab, pool->want, pool->slab_bytes) == 0)

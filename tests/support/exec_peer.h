@@ -96,6 +96,7 @@ void exec_pool_map(struct exec_pool *pool);
 void exec_pool_want_token(struct exec_pool *pool, uint32_t p, uint32_t page, uint32_t offset, uint32_t head,
                           const void *bytes);
 void exec_pool_want_copy(struct exec_pool *pool, uint32_t source, uint32_t destination, uint32_t tokens);
+void exec_pool_want_zero(struct exec_pool *pool, uint32_t page);
 /** A mapped slab has the bytes of `want`, to the last one. */
 void exec_pool_check(const struct exec_pool *pool, const char *what);
 

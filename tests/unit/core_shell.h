@@ -181,6 +181,12 @@ struct pool_of {
     const char *name;
     uint32_t pages, page_tokens, layers, max_sequences, max_sequence_tokens, linger_ms;
     bool legacy;
+    uint32_t reserved_pages;
+    Kvpool__V1__Policy policy;
+    Kvpool__V1__BlockHash block_hash;
+    Kvpool__V1__ZeroOnReuse zero_on_reuse;
+    Kvpool__V1__TenantShare *tenants[2]; /* NULL: none */
+    const char *devices[2];              /* NULL: the first one */
 };
 /* @return the answer; free it */
 struct shell_call *shell_create_pool(struct shell *shell, struct kvp_caller caller, const struct pool_of *pool);

@@ -31,6 +31,16 @@ struct shell_call *shell_create_pool(struct shell *shell, struct kvp_caller call
     spec.max_sequences = pool->max_sequences;
     spec.max_sequence_tokens = pool->max_sequence_tokens;
     spec.linger_ms = pool->linger_ms;
+    spec.reserved_pages = pool->reserved_pages;
+    spec.policy = pool->policy;
+    spec.block_hash = pool->block_hash;
+    spec.zero_on_reuse = pool->zero_on_reuse;
+    spec.tenants = (Kvpool__V1__TenantShare **)pool->tenants;
+    spec.devices = (char **)pool->devices;
+    while (spec.n_tenants < 2 && spec.tenants[spec.n_tenants] != NULL)
+        spec.n_tenants++;
+    while (spec.n_devices < 2 && spec.devices[spec.n_devices] != NULL)
+        spec.n_devices++;
     spec.memory = pool->legacy ? KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC : KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT;
     request.spec = &spec;
     return shell_call(shell, caller, KVPOOL__V1__METHOD__METHOD_CREATE_POOL, &request.base);

@@ -1,6 +1,6 @@
 /**
- * Executors that a test can hold, fail and kill: they keep slabs and buffers as real memory, and do append, copy and
- * index jobs on it byte by byte, from the messages alone.
+ * Executors that a test can hold, fail and kill: they keep slabs and buffers as real memory, and do append, copy, zero
+ * and index jobs on it byte by byte, from the messages alone.
  */
 #include "core_shell_exec.h"
 
@@ -267,6 +267,19 @@ static uint64_t head_bytes(const Kvpool__V1__Plane *plane)
     return (uint64_t)plane->dim * kvp_dtype_bytes((uint32_t)plane->dtype);
 }
 
+static void do_zeros(const Kvpool__V1__ExecJobRequest *r, const struct placed *placed)
+{
+    for (size_t i = 0; i < r->n_zero_pages; i++) {
+        for (size_t p = 0; p < placed->spec->n_planes; p++) {
+            const Kvpool__V1__Plane *plane = placed->spec->planes[p];
+            for (uint32_t t = 0; t < placed->spec->page_tokens; t++) {
+                for (uint32_t h = 0; h < plane->heads; h++)
+                    memset(element_at(placed, p, r->zero_pages[i], t, h), 0, head_bytes(plane));
+            }
+        }
+    }
+}
+
 static void do_copies(const Kvpool__V1__ExecJobRequest *r, const struct placed *placed)
 {
     for (size_t i = 0; i < r->n_copy_sources; i++) {
@@ -348,10 +361,11 @@ static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
     shell->fail_job = KVP_OK;
     if (status == KVP_OK) {
         place(slab, &placed);
+        do_zeros(r, &placed);
         do_copies(r, &placed);
         if (r->kind == KVPOOL__V1__JOB_KIND__JOB_APPEND)
             do_append(executor, r, &placed);
-        else
+        else if (r->kind == KVPOOL__V1__JOB_KIND__JOB_INDEX)
             do_index(executor, r, slab->spec->page_tokens);
         struct kvp_timeline *timeline = (struct kvp_timeline *)(void *)slab->timelines->bytes + r->done_timeline;
         ck_assert_msg(r->done_value == 0 || r->done_value > timeline->value, "a timeline falls");
