@@ -21,7 +21,7 @@ FOLDER = pathlib.Path(__file__).resolve().parent
 
 def files_of(build: pathlib.Path) -> dict[str, tuple[pathlib.Path, int]]:
     """Each file by its name in the wheel: where it is, and its mode."""
-    found = {f"kvpool/{path.name}": (path, 0o644) for path in sorted((FOLDER / "kvpool").glob("*.py"))}
+    found = {str(path.relative_to(FOLDER)): (path, 0o644) for path in sorted((FOLDER / "kvpool").rglob("*.py"))}
     found["kvpool/py.typed"] = (FOLDER / "kvpool/py.typed", 0o644)
     found["kvpool/libkvpool.so.0"] = (build / "lib/libkvpool.so.0", 0o755)
     for name in ("kvpoold", "kvpool-exec"):

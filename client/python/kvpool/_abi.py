@@ -41,6 +41,7 @@ DLPACK_DIMS_MAX = 8
 DURABLE = 1
 TRUNCATE = 2
 ADDRESS_CSR = 1
+ADDRESS_SLOTS = 2
 ADDRESS_TABLE = 4
 INDEX_ROWS = 1
 INDEX_CSR = 2
@@ -259,6 +260,9 @@ class PlaneView(Structure):
 
 
 class TokenView(Structure):
+    base: int | None
+    token_stride: int
+    head_stride: int
     _fields_ = [("base", c_void_p), ("token_stride", c_int64), ("head_stride", c_int64)]
 
 
@@ -302,6 +306,7 @@ class Address(Structure):
     kind: int
     index_bits: int
     nnz: int
+    slot_mapping: int | None
     batch_indices: int | None
     positions: int | None
     batch: int
@@ -349,6 +354,30 @@ class AppendArgs(Structure):
         ("page_tokens", c_uint32),
         ("n_copies", c_uint32),
         ("copies", c_void_p),
+        ("at", Address),
+        ("errors", c_void_p),
+    ]
+
+
+class GatherArgs(Structure):
+    planes: int | None
+    destinations: int | None
+    n_planes: int
+    pages: int
+    page_tokens: int
+    at: Address
+    errors: int | None
+    _fields_ = [
+        ("planes", c_void_p),
+        ("destinations", c_void_p),
+        ("n_planes", c_uint32),
+        ("pages", c_uint32),
+        ("page_tokens", c_uint32),
+        ("dtype", c_uint32),
+        ("scale_mode", c_uint32),
+        ("reserved", c_uint32),
+        ("scales", c_void_p),
+        ("scale_planes", c_void_p),
         ("at", Address),
         ("errors", c_void_p),
     ]
@@ -458,6 +487,7 @@ STRUCTS: dict[str, type[Structure]] = {
     "kvp_rows": Rows,
     "kvp_address": Address,
     "kvp_append_args": AppendArgs,
+    "kvp_gather_args": GatherArgs,
     "kvp_index_args": IndexArgs,
     "kvp_dlpack_tensor": DlpackTensor,
 }
@@ -509,11 +539,13 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "kvp_dlpack_capsule_end": (None, [_P]),
     "kvp_audit": (_STATUS, [_P, _P, _P, _P]),
     "kvp_host_append": (_STATUS, [_P, c_int]),
+    "kvp_host_gather": (_STATUS, [_P, c_int]),
     "kvp_host_index": (_STATUS, [_P, c_int]),
 }
 # In builds with CUDA only.
 CUDA_FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "kvp_cuda_append": (_STATUS, [_P, _P]),
+    "kvp_cuda_gather": (_STATUS, [_P, _P]),
     "kvp_cuda_index": (_STATUS, [_P, _P]),
 }
 

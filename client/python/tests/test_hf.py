@@ -123,7 +123,7 @@ class Host(PoolTest):
         with self.cache() as cache:
             self.generate(self.prompt(3, 9), cache, max_new_tokens=2)
             length = cache.get_seq_length()
-            before = cache._rows._gather(1, 0, *cache._rows._places).clone()
+            before = cache._rows.held(1)[0]
             cache.crop(-3)
             self.assertEqual(([len(seq) for seq in cache.sequences], cache.get_seq_length()),
                              ([length - 3] * 3, length - 3))

@@ -1,0 +1,16 @@
+"""transformers on kvpool's pages: `KVPoolCache`, for `model.generate(past_key_values=...)`.
+
+    spec = kvpool.hf.pool_spec(model.config, "llama", pages=1024, page_size=16, dtype="bfloat16")
+    with client.create_pool(spec) as pool, kvpool.hf.KVPoolCache(model.config, pool) as cache:
+        model.generate(**inputs, past_key_values=cache)
+
+A row of the batch is a sequence of the pool; padding is stored like any token. The pool has the model's layers, in
+their order, and its dtype. Models whose layers are all full attention; all sequences of a batch have one length. One
+thread at a time.
+"""
+from __future__ import annotations
+
+from ._rows import Handle
+from .cache import KVPoolCache, KVPoolLayer, pool_spec
+
+__all__ = ["Handle", "KVPoolCache", "KVPoolLayer", "pool_spec"]
