@@ -19,6 +19,7 @@ from ctypes import (
     c_int,
     c_int32,
     c_int64,
+    c_size_t,
     c_uint,
     c_uint8,
     c_uint16,
@@ -84,6 +85,7 @@ class ConnectOptions(Structure):
 class SessionInfo(Structure):
     session_id: int
     epoch: int
+    token: bytes
     _fields_ = [
         ("session_id", c_uint64),
         ("epoch", c_uint64),
@@ -502,6 +504,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "kvp_version": (c_char_p, []),
     "kvp_connect": (_STATUS, [c_char_p, _P, _P]),
     "kvp_session_info": (_STATUS, [_P, _P]),
+    "kvp_session_open": (_STATUS, [_P, c_uint32, c_char_p, c_char_p, c_size_t, _P]),
+    "kvp_session_close": (_STATUS, [_P, c_char_p]),
     "kvp_pool_create": (_STATUS, [_P, _P, _P]),
     "kvp_pool_describe": (_STATUS, [_P, c_char_p, _P]),
     "kvp_pool_info_free": (None, [_P]),

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _abi, _embedded
-from .errors import Disconnected, InvalidArgument, KvpoolError, SessionEnded, check, fail
+from .errors import Disconnected, InvalidArgument, KvpoolError, SessionEnded, Status, check, fail
 from .spec import PoolInfo, PoolSpec, info_from_c, to_c
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ENDPOINT_DEFAULT = "/run/kvpool/kvpool.sock"
 EMBEDDED_START_S = 30.0
 _EMBEDDED_TRY_MS = 100
+_CLAIM_TRY_S = 0.005
 
 
 class Owner:
@@ -173,15 +174,17 @@ class Client:
         return self.attach(spec.name)
 
     def attach(self, name: str, *, model: str | None = None, layout_digest: tuple[int, int] | None = None,
-               join: int = 0) -> Pool:
+               join: int = 0, metadata_only: bool = False) -> Pool:
         """Map a pool into this process.
 
         `model`, `layout_digest`: what they must be. `join`: session id of the owner whose group this rank joins.
+        `metadata_only`: map no page; sequences may be listed, transferred and closed.
         Raises NotFound, LayoutMismatch, LimitReached, PoolLost, NoDevice.
         """
         from .pool import Pool
 
-        options = _abi.AttachOptions(model=model.encode() if model is not None else None, join=join)
+        options = _abi.AttachOptions(model=model.encode() if model is not None else None, join=join,
+                                     metadata_only=metadata_only)
         if layout_digest is not None:
             options.layout_digest = (ctypes.c_uint64 * 2)(*layout_digest)
         pointer = ctypes.c_void_p()
@@ -192,6 +195,31 @@ class Client:
         pool = Pool(self, self._owner, pointer.value)
         self._pools.append(pool)
         return pool
+
+    def claim(self, resume_secret: bytes, *, wait_ms: int = 60_000) -> None:
+        """Take over the durable sequences of a dead session, by its `session.resume_secret`: those in pools that are
+        attached here; `Pool.open` with their keys finds them. Those in other pools are given up.
+
+        Waits up to `wait_ms` for the proof that the dead process is gone, its GPU work too. Raises Busy where that does
+        not come, NotFound where no dead session of that secret is remembered, NotPermitted where it was another user's,
+        AlreadyExists where a key is open here.
+        """
+        info = _abi.SessionInfo()
+        deadline = time.monotonic() + wait_ms / 1000
+        while True:
+            status = _abi.library().kvp_session_open(self.pointer, 0, b"claim", resume_secret, len(resume_secret),
+                                                     ctypes.byref(info))
+            if status != Status.EBUSY or time.monotonic() >= deadline:
+                break
+            time.sleep(_CLAIM_TRY_S)
+        check(status)
+        token = info.token.decode()
+        try:
+            with Client(_connect(self.endpoint, 0, 0, token), self.endpoint, embedded=False) as claimed:
+                for pool in list(self._pools):
+                    claimed.attach(pool.name, metadata_only=True).transfer_all(self.session.session_id)
+        finally:
+            check(_abi.library().kvp_session_close(self.pointer, token.encode()))
 
     def _forget(self, pool: Pool) -> None:
         if pool in self._pools:

@@ -8,14 +8,19 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import select
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import unittest
 
 import kvpool
 
 HAS_NUMPY = importlib.util.find_spec("numpy") is not None
 HAS_TORCH = importlib.util.find_spec("torch") is not None and not os.environ.get("KVPOOL_TEST_NO_TORCH")
+HAS_HF = HAS_TORCH and importlib.util.find_spec("transformers") is not None
 
 needs_numpy = unittest.skipUnless(HAS_NUMPY, "numpy is not installed")
 needs_torch = unittest.skipUnless(HAS_TORCH and HAS_NUMPY, "torch is not installed")
@@ -52,6 +57,45 @@ class PoolTest(unittest.TestCase):
         spec = {"name": f"test-{os.getpid()}-{next(_names)}", "pages": 32, "page_size": 4, **standard, **geometry}
         self.made.append(spec["name"])
         return self.client.create_pool(kvpool.PoolSpec(**spec))
+
+
+class Kept:
+    """A daemon under kvpool-keeper, which keeps its memory and starts it again when it is killed."""
+
+    def __init__(self, backend: str) -> None:
+        programs = os.environ["KVPOOL_BIN_DIR"]
+        self.folder = tempfile.mkdtemp(prefix="kvpool-kept-")
+        self.endpoint = os.path.join(self.folder, "kvpool.sock")
+        with open(os.path.join(self.folder, "log"), "wb") as log:
+            self.keeper = subprocess.Popen(
+                [os.path.join(programs, "kvpool-keeper"), "--", os.path.join(programs, "kvpoold"), "--runtime-dir",
+                 self.folder, "--backend", backend], stdout=log, stderr=log)
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.keeper.terminate()
+        try:
+            self.keeper.wait(30)
+        finally:
+            self.keeper.kill()
+            shutil.rmtree(self.folder)
+
+    def kill_daemon(self) -> None:
+        """Returns when it is gone; its keeper starts another."""
+        with open(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children") as file:
+            children = file.read().split()
+        for child in children:
+            with open(f"/proc/{child}/comm") as file:
+                name = file.read().strip()
+            if name == "kvpoold":
+                end = os.pidfd_open(int(child))
+                os.kill(int(child), signal.SIGKILL)
+                select.select([end], [], [], 30)
+                os.close(end)
+                return
+        raise AssertionError("the keeper has no kvpoold")
 
 
 def run(source: str, *arguments: str, **more) -> subprocess.CompletedProcess:

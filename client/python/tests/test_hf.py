@@ -1,54 +1,47 @@
 """KVPoolCache beside transformers' DynamicCache: the same tokens and the same bits, on the host and on a GPU."""
 from __future__ import annotations
 
-import importlib.util
 import itertools
+import json
 import os
+import pathlib
 import subprocess
 import sys
 import unittest
 
-from support import HAS_TORCH, PoolTest, has_gpu
+import hf_models
+from support import HAS_HF, Kept, PoolTest, has_gpu
 
 import kvpool
 
-HAS_HF = HAS_TORCH and importlib.util.find_spec("transformers") is not None
-
-MODEL = """
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
-config = LlamaConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                     intermediate_size=128, max_position_embeddings=512, bos_token_id=1, eos_token_id=None,
-                     pad_token_id=0)
-torch.manual_seed(7)
-model = LlamaForCausalLM(config).eval()
-"""
-
-
+HERE = pathlib.Path(__file__).resolve().parent
 NUMBERS = itertools.count()  # of pools: the embedded daemon is the process's, whatever test it serves
 
 
 @unittest.skipUnless(HAS_HF, "torch and transformers are not installed")
 class Host(PoolTest):
-    device = "cpu"
+    backend, device = "host", "cpu"
     dtypes = ("float32",)
 
     @classmethod
     def setUpClass(cls) -> None:
         import torch
 
-        scope: dict = {}
-        exec(MODEL, scope)
-        cls.model, cls.config = scope["model"].to(cls.device), scope["config"]
         cls.torch = torch
+        cls.model = hf_models.make(device=cls.device)
+        cls.config = cls.model.config
 
-    def cache(self, dtype: str = "float32", page_size: int = 4, pages: int = 256, **more):
+    def spec(self, page_size: int = 4, pages: int = 256, **more) -> kvpool.PoolSpec:
         from kvpool import hf
 
-        name = f"hf-{os.getpid()}-{next(NUMBERS)}"
-        spec = hf.pool_spec(self.config, name, pages, page_size, dtype, **more)
+        return hf.pool_spec(self.model, f"hf-{os.getpid()}-{next(NUMBERS)}", pages, page_size, **more)
+
+    def cache(self, page_size: int = 4, pages: int = 256, **more):
+        from kvpool import hf
+
+        spec = self.spec(page_size, pages, **more)
         self.made.append(spec.name)
-        return hf.KVPoolCache(self.config, self.client.create_pool(spec))
+        return hf.KVPoolCache(self.model.config, self.client.create_pool(spec))
 
     def prompt(self, batch: int, length: int):
         generator = self.torch.Generator().manual_seed(length * 100 + batch)
@@ -62,7 +55,7 @@ class Host(PoolTest):
     def assert_same(self, ids, cache, scores: bool = True, **more) -> None:
         from transformers import DynamicCache
 
-        expected = self.generate(ids, DynamicCache(config=self.config), **more)
+        expected = self.generate(ids, DynamicCache(config=self.model.config), **more)
         with cache:
             got = self.generate(ids, cache, **more)
             self.assertTrue(self.torch.equal(got.sequences, expected.sequences))
@@ -77,9 +70,40 @@ class Host(PoolTest):
             for page_size, order, placement in ((1, "NHD", "layer"), (16, "HND", "page"), (64, "NHD", "page")):
                 for length in {max(page_size - 1, 1), page_size, page_size + 1}:
                     with self.subTest(dtype=dtype, page_size=page_size, length=length):
-                        cache = self.cache(dtype, page_size, order=order, placement=placement)
+                        cache = self.cache(page_size, order=order, placement=placement)
                         self.assert_same(self.prompt(2, length), cache)
         self.model.float()
+
+    def test_models_of_other_kinds_give_the_same_tokens_and_scores(self) -> None:
+        llama, ids = self.model, self.prompt(2, 17)
+        for kind in hf_models.KINDS:
+            for dtype in self.dtypes:
+                for layout in ({}, {"order": "HND", "placement": "page"}, {"joined": True}):
+                    with self.subTest(kind=kind, dtype=dtype, layout=layout):
+                        self.model = hf_models.make(kind, self.device, dtype)
+                        if layout.get("joined") and kind == "DeepseekV2":
+                            continue  # its K and V have not one shape
+                        self.assert_same(ids, self.cache(16, **layout))
+        self.model = llama
+
+    def test_a_model_of_mla_keeps_what_it_compresses(self) -> None:
+        from kvpool import hf
+
+        model = hf_models.make("DeepseekV3", self.device)
+        planes = hf.pool_spec(model, "p", 8, 4).all_planes()
+        self.assertEqual([plane[1:4] for plane in planes[:2]], [("ckv", 1, 32), ("kpe", 1, 8)])
+        with self.assertRaises(kvpool.InvalidArgument):
+            hf.pool_spec(model.config, "p", 8, 4)
+
+    def test_a_page_of_many_heads_is_read_too(self) -> None:
+        import transformers
+
+        llama = self.model
+        config = transformers.LlamaConfig(**{**hf_models.COMMON, "hidden_size": 80 * 8, "num_attention_heads": 80},
+                                          num_key_value_heads=80, head_dim=8)
+        self.model = transformers.LlamaForCausalLM(config).eval().to(self.device)
+        self.assert_same(self.prompt(2, 65), self.cache(64), max_new_tokens=3)
+        self.model = llama
 
     def test_stored_keys_and_values_are_bit_equal(self) -> None:
         from transformers import DynamicCache
@@ -115,6 +139,35 @@ class Host(PoolTest):
         for page_size in (1, 4, 16):
             self.assert_same(self.prompt(2, 7), self.cache(page_size=page_size), num_beams=4)
 
+    def test_an_assistant_model_crops_and_gives_the_same_tokens(self) -> None:
+        import copy
+
+        from transformers import DynamicCache
+
+        ids = self.prompt(1, 9)
+        assistant = copy.deepcopy(self.model)
+        with self.torch.no_grad():  # close to the model, so that some guesses hold and some do not
+            assistant.lm_head.weight += 0.02 * self.torch.randn_like(assistant.lm_head.weight)
+        expected = self.generate(ids, DynamicCache(config=self.config)).sequences
+        with self.cache() as cache:
+            got = self.generate(ids, cache, assistant_model=assistant)
+            self.assertTrue(self.torch.equal(got.sequences, expected))
+
+    def test_a_prompt_in_chunks_gives_the_same_tokens(self) -> None:
+        self.assert_same(self.prompt(2, 23), self.cache(16), prefill_chunk_size=5)
+
+    def test_a_second_turn_goes_on_with_what_is_there(self) -> None:
+        from transformers import DynamicCache
+
+        ids = self.prompt(2, 9)
+        with self.cache() as cache:
+            turns = []
+            for mine in (cache, DynamicCache(config=self.config)):
+                said = self.generate(ids, mine, max_new_tokens=5).sequences
+                more = self.torch.cat([said, self.prompt(2, 6)], 1)
+                turns.append(self.generate(more, mine, max_new_tokens=8).sequences)
+            self.assertTrue(self.torch.equal(*turns))
+
     def test_prompt_lookup_crops_and_gives_the_same_tokens(self) -> None:
         ids = self.prompt(1, 5).repeat(1, 4)
         self.assert_same(ids, self.cache(), scores=False, prompt_lookup_num_tokens=3)
@@ -123,7 +176,7 @@ class Host(PoolTest):
         with self.cache() as cache:
             self.generate(self.prompt(3, 9), cache, max_new_tokens=2)
             length = cache.get_seq_length()
-            before = cache._rows.held(1)[0]
+            before = cache._rows.held(1)[0].clone()
             cache.crop(-3)
             self.assertEqual(([len(seq) for seq in cache.sequences], cache.get_seq_length()),
                              ([length - 3] * 3, length - 3))
@@ -152,38 +205,58 @@ class Host(PoolTest):
         with self.assertRaises(kvpool.InvalidArgument):
             hf.KVPoolCache(self.config, self.pool(layers=2))
 
+    def worker(self, how: str, endpoint: str, pool: str) -> subprocess.Popen:
+        environment = {**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{HERE}"}
+        return subprocess.Popen([sys.executable, str(HERE / "hf_worker.py"), how, self.device, endpoint, pool],
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
     def test_another_process_goes_on_with_a_generation(self) -> None:
         from transformers import DynamicCache
 
         ids = self.prompt(2, 10)
         expected = self.generate(ids, DynamicCache(config=self.config), max_new_tokens=20).sequences
-        with self.cache() as cache:
+        with self.cache() as cache, self.worker("take", self.client.endpoint, cache._rows.pool.name) as receiver:
             half = self.generate(ids, cache, max_new_tokens=8).sequences
-            receiver = subprocess.Popen([sys.executable, "-c", MODEL + """
-import json, sys, kvpool
-from kvpool import hf
-client = kvpool.connect(sys.argv[1])
-pool = client.attach(sys.argv[2])
-print(client.session.session_id, flush=True)
-handle, ids = json.loads(sys.stdin.readline())
-ids = torch.tensor(ids)
-with hf.KVPoolCache.attach(config, pool, hf.Handle(handle[0], tuple(handle[1]), handle[2])) as cache:
-    out = model.generate(ids, past_key_values=cache, max_new_tokens=12, do_sample=False,
-                         attention_mask=torch.ones_like(ids))
-print(json.dumps(out.tolist()))
-client.close()
-""", self.client.endpoint, cache._rows.pool.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            import json
-
             handle = cache.export(int(receiver.stdout.readline()))
             self.assertEqual(cache.sequences, [])
-            output, _ = receiver.communicate(json.dumps([handle, half.tolist()]) + "\n", timeout=60)
+            output, _ = receiver.communicate(json.dumps([handle, half.tolist(), 12]) + "\n", timeout=120)
         self.assertEqual(json.loads(output), expected.tolist())
+
+    def test_a_killed_process_is_gone_on_for_even_over_a_killed_daemon(self) -> None:
+        from transformers import DynamicCache
+
+        from kvpool import hf
+
+        ids, total = self.prompt(1, 21), 30
+        expected = self.generate(ids, DynamicCache(config=self.config), max_new_tokens=total).sequences
+        with Kept(self.backend) as kept, kvpool.connect(kept.endpoint, connect_ms=20_000) as client:
+            for daemon_too in (False, True):
+                pool = client.create_pool(self.spec(linger_ms=60_000))
+                with self.worker("die", kept.endpoint, pool.name) as worker:
+                    worker.stdin.write(json.dumps([ids.tolist(), total]) + "\n")
+                    worker.stdin.flush()
+                    secret, tokens = bytes.fromhex(json.loads(worker.stdout.readline())), []
+                    while len(tokens) < 21 + 11:
+                        fields, new = json.loads(worker.stdout.readline())
+                        tokens += new
+                    worker.kill()
+                if daemon_too:
+                    kept.kill_daemon()
+                client.claim(secret)
+                handle = hf.Handle(fields[0], tuple(fields[1]), fields[2])
+                with hf.KVPoolCache.attach(self.config, pool, handle) as cache:
+                    self.assertGreaterEqual(cache.get_seq_length(), len(tokens) - 1)
+                    cache.crop(len(tokens) - 1)
+                    rest = self.torch.tensor([tokens], device=self.device)
+                    got = self.generate(rest, cache, max_new_tokens=21 + total - len(tokens)).sequences
+                    self.assertTrue(self.torch.equal(got, expected))
+                self.assertEqual((pool.free_pages, client.audit()), (pool.pages, []))
+                pool.detach()
 
 
 @unittest.skipUnless(HAS_HF and has_gpu(), "torch, transformers and a GPU are not here")
 class Cuda(Host):
-    device = "cuda"
+    backend = device = "cuda"
     dtypes = ("float32", "bfloat16")
 
     def setUp(self) -> None:
@@ -192,9 +265,6 @@ class Cuda(Host):
 
     def tearDown(self) -> None:
         self.client.close()
-
-    def test_another_process_goes_on_with_a_generation(self) -> None:
-        self.skipTest("the receiver's model is on the host")
 
     test_a_pool_of_another_model_is_refused = None
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import unittest
 
-from support import needs_numpy, run
+from support import HAS_HF, needs_numpy, run
 
 import kvpool
 
@@ -68,6 +70,17 @@ class Examples(unittest.TestCase):
         lines = self.run_file((FOLDER / "examples/manager.py").read_text()).splitlines()
         self.assertEqual(len(lines), 6)
         self.assertEqual(lines[:3], lines[3:])
+
+    @unittest.skipUnless(HAS_HF, "torch and transformers are not installed")
+    def test_the_examples_with_a_model_run(self) -> None:
+        for name, last in (("llama", "the tokens are those of DynamicCache"),
+                           ("prefill_decode", "the tokens are those of one process"),
+                           ("crash_resume", "the tokens are those of a worker that was not killed")):
+            with self.subTest(name):
+                done = subprocess.run([sys.executable, str(FOLDER / f"examples/{name}.py")], capture_output=True,
+                                      text=True, timeout=300)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertEqual(done.stdout.splitlines()[-1], last)
 
     def test_the_readme_shows_the_quickstart(self) -> None:
         text = (FOLDER / "README.md").read_text().partition("```python\n")[2].partition("```")[0]

@@ -1,6 +1,6 @@
 """transformers on kvpool's pages: `KVPoolCache`, for `model.generate(past_key_values=...)`.
 
-    spec = kvpool.hf.pool_spec(model.config, "llama", pages=1024, page_size=16, dtype="bfloat16")
+    spec = kvpool.hf.pool_spec(model, "llama", pages=1024, page_size=16)
     with client.create_pool(spec) as pool, kvpool.hf.KVPoolCache(model.config, pool) as cache:
         model.generate(**inputs, past_key_values=cache)
 

@@ -33,28 +33,35 @@ if TYPE_CHECKING:
 
 
 class Handle(NamedTuple):
-    """A generation on its way to another process: plain values, to be sent by whatever means."""
+    """What another process needs to go on with a generation: plain values, to be sent by whatever means."""
 
     pool: str
     keys: tuple[int, ...]
-    length: int
+    length: int | None = None
+    """Tokens of each sequence; None: as many as all of them have, for who died in the middle of a pass."""
 
 
 class _Layer:
     """What does not change of a layer: its planes, and the arguments of its gather."""
 
     def __init__(self, pool: Pool, layer: int, order: str) -> None:
-        self.first = pool.plane_index(layer, "k")
-        if pool.plane_index(layer, "v") != self.first + 1:
-            raise InvalidArgument(f"V of layer {layer} is not behind its K in pool {pool.name}")
+        self.first = pool.plane_index(layer, pool.planes[0].component)
+        if {plane.layer for plane in pool.planes[self.first : self.first + 2]} != {layer}:
+            raise InvalidArgument(f"the planes of layer {layer} of pool {pool.name} are not side by side")
         k, v = (torch.from_dlpack(plane) for plane in pool.layer(layer))
-        self.planes = (k, v) if order == "NHD" else (k.transpose(1, 2), v.transpose(1, 2))
+        if k.ndim == 3:
+            k, v = k[:, :, None], v[:, :, None]
+        elif order == "HND":
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        self.planes = (k, v)
+        """[page, token, head, element]"""
         self.dtype, self.device = k.dtype, k.device
-        self.heads, self.dims = self.planes[0].shape[2], (k.shape[3], v.shape[3])
+        self.heads, self.dims = k.shape[2], (k.shape[3], v.shape[3])
         size = k.element_size()
         self._vectors = (_abi.PlaneView * 2)(*[
-            _abi.PlaneView(base=plane.data_ptr(), page_stride=plane.stride(0) * size, token_stride=dim * size,
-                           head_stride=dim * size, heads=1, dim=dim, dtype=_abi.DTYPE_CODES[str(k.dtype)[6:]])
+            _abi.PlaneView(base=plane.data_ptr(), page_stride=plane.stride(0) * size,
+                           token_stride=(plane.stride(1) if self.heads == 1 else dim) * size, head_stride=dim * size,
+                           heads=1, dim=dim, dtype=_abi.DTYPE_CODES[str(k.dtype)[6:]])
             for plane, dim in zip(self.planes, self.dims)])
         self.destinations = (_abi.TokenView * 2)(*[_abi.TokenView(0, dim * size, dim * size) for dim in self.dims])
         self.gather = _abi.GatherArgs(
@@ -103,9 +110,10 @@ class _Vectors:
 class Rows:
     """The batch: its sequences, the planes, and the forward pass under way."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, durable: bool) -> None:
         self.pool = pool
         self.layers = pool.layers
+        self._durable = durable
         self.seqs: list[Sequence] = []
         self.lengths = [0] * pool.layers
         self._layers: list[_Layer] = []
@@ -119,7 +127,7 @@ class Rows:
         self._numbers: torch.Tensor | None = None
 
     def open(self, batch: int) -> None:
-        self.seqs = self.pool.open_many([secrets.randbits(64) for _ in range(batch)])
+        self.seqs = self.pool.open_many([secrets.randbits(64) for _ in range(batch)], durable=self._durable)
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream(self._layers[0].device).cuda_stream) if self.pool.info.cuda else 0
@@ -284,15 +292,22 @@ class Rows:
         self._forget_pages()
 
     def take(self, handle: Handle) -> None:
-        self.seqs = self.pool.open_many(handle.keys)
-        self.lengths = [handle.length] * self.layers
-        for seq in self.seqs:
-            if seq.written != handle.length:
-                raise Mismatch(f"sequence {seq.slot}.{seq.generation} has {seq.written} tokens, not {handle.length}")
+        self.seqs = self.pool.open_many(handle.keys, durable=self._durable)
+        written = [seq.written for seq in self.seqs]
+        length = min(written, default=0) if handle.length is None else handle.length
+        for seq, tokens in zip(self.seqs, written):
+            if handle.length is not None and tokens != length:
+                raise Mismatch(f"sequence {seq.slot}.{seq.generation} has {tokens} tokens, not {length}")
+        self.lengths = [length] * self.layers
+        if any(tokens != length for tokens in written):
+            self.crop(length)
+
+    def handle(self) -> Handle:
+        return Handle(self.pool.name, tuple(seq.key for seq in self.seqs))
 
     def give(self, to: int) -> Handle:
         self.whole()
-        handle = Handle(self.pool.name, tuple(seq.key for seq in self.seqs), self.lengths[0])
+        handle = self.handle()._replace(length=self.lengths[0])
         self.pool.transfer(self.seqs, to)
         self._forget()
         return handle

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from ..errors import InvalidArgument
 from ..spec import PoolSpec
@@ -15,22 +15,67 @@ if TYPE_CHECKING:
     from ..pool import Pool
     from ..sequence import Sequence
 
+_Shapes = tuple[tuple[int, int], tuple[int, int]]
 
-def pool_spec(config: Any, name: str, pages: int, page_size: int, dtype: str = "float16", **more: Any) -> PoolSpec:
-    """The spec of a pool for a model of `config`; `more` are further fields of PoolSpec. Raises InvalidArgument for a
-    model whose layers are not all full attention."""
+
+def _text_config(config: Any) -> Any:
     config = config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise InvalidArgument(f"the model has layers of {', '.join(sorted(kinds))}; only full attention is served")
+    return config
+
+
+def _said_shapes(config: Any) -> list[_Shapes]:
+    """What a model of `config` may cache a layer, as (heads, dim) of K and of V. One of MLA caches what it compresses
+    K and V into, or K and V themselves: which of them is the model's code's."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim, v_head_dim = getattr(config, "head_dim", None), None
-    if getattr(config, "kv_lora_rank", None):  # MLA: transformers caches what it unfolds
-        heads, v_head_dim = config.num_attention_heads, config.v_head_dim
-        head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
-    head_dim = head_dim or config.hidden_size // config.num_attention_heads
-    return PoolSpec(name, pages, page_size, layers=config.num_hidden_layers, kv_heads=heads, head_dim=head_dim,
-                    v_head_dim=v_head_dim, dtype=dtype, **more)
+    if getattr(config, "kv_lora_rank", None):
+        rope = config.qk_rope_head_dim
+        whole = (config.num_attention_heads, config.qk_nope_head_dim + rope), (
+            config.num_attention_heads, config.v_head_dim)
+        return [((1, config.kv_lora_rank), (1, rope)), whole]
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return [((heads, head_dim), (heads, head_dim))]
+
+
+def _seen_shapes(model: Any) -> _Shapes:
+    """What the model hands to a cache, of one token."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache)
+    found = {tuple((part.shape[1], part.shape[3]) for part in (layer.keys, layer.values)) for layer in cache.layers}
+    if len(found) != 1:
+        raise InvalidArgument(f"the model's layers differ in what they cache: {sorted(found)}")
+    k, v = found.pop()
+    return k, v
+
+
+def _spec(config: Any, shapes: _Shapes, **more: Any) -> PoolSpec:
+    (heads, dim), (v_heads, v_dim) = shapes
+    if getattr(config, "kv_lora_rank", None) and heads == v_heads == 1:
+        return PoolSpec(layers=config.num_hidden_layers, ckv_dim=dim, kpe_dim=v_dim, **more)
+    if heads != v_heads:
+        raise InvalidArgument(f"the model caches K of {heads} heads and V of {v_heads}; they must be as many")
+    return PoolSpec(layers=config.num_hidden_layers, kv_heads=heads, head_dim=dim, v_head_dim=v_dim, **more)
+
+
+def pool_spec(model: Any, name: str, pages: int, page_size: int, dtype: str | None = None, **more: Any) -> PoolSpec:
+    """The spec of a pool for a model, or for one of a config; `more` are further fields of PoolSpec.
+
+    `dtype`: None: the model's, of a config float16. A model is asked, by a forward pass of one token; one of MLA must
+    be, since its config does not tell what it caches. Raises InvalidArgument where that is so, and for a model whose
+    layers are not all full attention.
+    """
+    config = _text_config(model.config if hasattr(model, "config") else model)
+    if hasattr(model, "config"):
+        shapes, dtype = _seen_shapes(model), dtype or str(model.dtype)[6:]
+    else:
+        said = _said_shapes(config)
+        if len(said) > 1:
+            raise InvalidArgument("what a model of MLA caches is not in its config: pool_spec must be given the model")
+        shapes = said[0]
+    return _spec(config, shapes, name=name, pages=pages, page_size=page_size, dtype=dtype or "float16", **more)
 
 
 class KVPoolLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -76,13 +121,15 @@ class KVPoolCache(Cache):  # type: ignore[misc]
 
     For `generate` of any kind that a DynamicCache serves: greedy, sampling, beams (a beam is a fork), assisted
     decoding (crop), left padding, batches. A context manager: its sequences are closed at the end of its block.
+    `durable`: should this process die, its sequences wait for the pool's linger_ms, for a `Client.claim`.
     """
 
-    def __init__(self, config: Any, pool: Pool) -> None:
-        wanted = pool_spec(config, pool.name, pool.pages, pool.page_size, pool.info.spec.dtype)
-        if wanted.all_planes() != pool.planes:
+    def __init__(self, config: Any, pool: Pool, *, durable: bool = False) -> None:
+        config = _text_config(config)
+        given = {"name": pool.name, "pages": pool.pages, "page_size": pool.page_size, "dtype": pool.info.spec.dtype}
+        if pool.planes not in [_spec(config, shapes, **given).all_planes() for shapes in _said_shapes(config)]:
             raise InvalidArgument(f"pool {pool.name} has not the planes of that model; see kvpool.hf.pool_spec")
-        self._rows = Rows(pool)
+        self._rows = Rows(pool, durable)
         super().__init__(layers=[KVPoolLayer(self._rows, index) for index in range(pool.layers)])
 
     def __enter__(self) -> KVPoolCache:
@@ -124,16 +171,21 @@ class KVPoolCache(Cache):  # type: ignore[misc]
         """The same, and let the pool's memory go."""
         self._rows.end()
 
+    def handle(self) -> Handle:
+        """What another process needs to go on, should this one die (`durable`); there from the first pass on."""
+        return self._rows.handle()
+
     def export(self, to: int) -> Handle:
         """Hand the generation to another session (its `client.session.session_id`), without copying. The cache is
         empty after. Raises NotFound where that session has not the pool attached."""
         return self._rows.give(to)
 
     @classmethod
-    def attach(cls, config: Any, pool: Pool, handle: Handle) -> KVPoolCache:
-        """A cache that goes on with what another process exported to this one's session."""
+    def attach(cls, config: Any, pool: Pool, handle: Handle, *, durable: bool = False) -> KVPoolCache:
+        """A cache that goes on with what another process exported to this one's session, or left to its claim. Raises
+        InvalidArgument of a handle for another pool, Mismatch where the sequences have not the tokens that it says."""
         if handle.pool != pool.name:
             raise InvalidArgument(f"the generation is in pool {handle.pool}, not in {pool.name}")
-        cache = cls(config, pool)
+        cache = cls(config, pool, durable=durable)
         cache._rows.take(handle)
         return cache
