@@ -537,6 +537,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "kvp_timeline_signal": (_STATUS, [_P, Point, _P]),
     "kvp_owner_of_client": (_STATUS, [_P, _P]),
     "kvp_owner_of_pool": (_STATUS, [_P, _P, _P]),
+    "kvp_owner_retain": (None, [_P]),
     "kvp_owner_release": (_STATUS, [_P]),
     "kvp_owner_forever": (None, []),
     "kvp_dlpack_export": (_STATUS, [_P, _P, c_bool, _P]),

@@ -28,6 +28,13 @@ class Owner:
     def __init__(self, pointer: int) -> None:
         self.pointer: int | None = pointer
 
+    def share(self) -> Owner:
+        """A reference of its own on the same, for who may outlive this one."""
+        if self.pointer is None:
+            raise SessionEnded("the pool is detached")
+        _abi.library().kvp_owner_retain(self.pointer)
+        return Owner(self.pointer)
+
     def release(self) -> int:
         """The status of what its end did; 0 where others still hold it."""
         pointer, self.pointer = self.pointer, None

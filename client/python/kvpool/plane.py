@@ -35,7 +35,7 @@ class Plane:
 
     def __init__(self, owner: Owner, pointer: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: int,
                  cuda: bool) -> None:
-        self._owner = owner
+        self._owner = owner.share()
         self._dtype = dtype
         self._device = (_views.CUDA, _views.cuda_ordinal(pointer)) if cuda else (_views.HOST, 0)
         self.shape = shape

@@ -233,6 +233,7 @@ class Numpy(Forms, unittest.TestCase):
                                              self.ints([6, 1]), self.ints([0, 2]), self.ints([2]))
                 keys = pool.plane(0).numpy()
                 self.assertTrue((keys[6, 3] == k[0]).all() and (keys[1, :2] == k[1:]).all())
+                del keys  # it holds the pool
             client.delete_pool(spec.name)
 
     def test_no_daemon_is_needed(self) -> None:

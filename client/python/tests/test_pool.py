@@ -188,6 +188,14 @@ class Numpy(PoolTest):
             gc.collect()
             self.assertEqual(other.describe(self.made[0]).attachments, 0)
 
+    def test_a_plane_alone_holds_the_memory(self) -> None:
+        pool = self.pool(dtype="float32")
+        array = pool.plane(0).numpy()
+        array[3] = 7
+        pool.detach()
+        self.client.close()
+        self.assertTrue((array[3] == 7).all())
+
     def test_two_processes_see_the_same_bytes(self) -> None:
         pool = self.pool(dtype="float32")
         pool.plane(1).numpy()[7] = 3
