@@ -57,7 +57,9 @@ enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, s
     return KVP_OK;
 }
 
-/* LIVE or DEAD -> FREE. Those that joined it stand alone from then on. */
+#define ROOM_FREE (ROOM_SMALL + KVP_ATTACHMENTS_MAX + KVP_REGIONS_MAX) /* what free_attachment may store */
+
+/* LIVE or DEAD -> FREE. Those that joined it stand alone from then on; regions that it had mapped stay. */
 static enum kvp_status free_attachment(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t index)
 {
     const struct block_attachment *gone = &m->attachments[index];
@@ -65,7 +67,8 @@ static enum kvp_status free_attachment(struct kvp_ledger *ledger, const struct p
     struct kvp_session_id id = {gone->session_slot, gone->session_generation};
     if (find_session(ledger, id, &session) != KVP_OK)
         return KVP_ECORRUPT;
-    TRY(txn_room(ledger, ROOM_SMALL + KVP_ATTACHMENTS_MAX));
+    TRY(txn_room(ledger, ROOM_FREE));
+    TRY(regions_unmap(ledger, m, index));
     for (uint32_t i = 0; i < KVP_ATTACHMENTS_MAX; i++) {
         if (i != index && m->attachments[i].state != KVP_ATTACHMENT_FREE && m->attachments[i].leader == index)
             put32(ledger, &m->attachments[i].leader, i);
@@ -148,7 +151,7 @@ static enum kvp_status release_sequences(struct kvp_ledger *ledger, const struct
         slot = linked_slot(m, seq->next);
         if (seq->durable && !with_durable)
             continue;
-        if (seq->job != 0 || *budget == 0 || txn_room_left(ledger) < 2 * ROOM_SMALL + KVP_ATTACHMENTS_MAX) {
+        if (seq->job != 0 || *budget == 0 || txn_room_left(ledger) < ROOM_SMALL + ROOM_FREE) {
             left++;
             continue;
         }
@@ -172,7 +175,7 @@ static enum kvp_status release_retiring(struct kvp_ledger *ledger, const struct 
         slot = linked_slot(m, seq->next);
         if (seq->attachment != attachment)
             continue;
-        if (*budget == 0 || txn_room_left(ledger) < 2 * ROOM_SMALL + KVP_ATTACHMENTS_MAX)
+        if (*budget == 0 || txn_room_left(ledger) < ROOM_SMALL + ROOM_FREE)
             break;
         TRY(reclaim_retired(ledger, m, seq));
         (*budget)--;
@@ -190,7 +193,7 @@ enum kvp_status kvp_attachment_release(struct kvp_ledger *ledger, struct kvp_poo
     const struct block_attachment *record = &m.attachments[attachment];
     if (record->state != KVP_ATTACHMENT_DEAD)
         return KVP_EBUSY;
-    TRY(txn_room(ledger, ROOM_SMALL + KVP_ATTACHMENTS_MAX));
+    TRY(txn_room(ledger, ROOM_FREE));
     uint32_t left;
     TRY(release_sequences(ledger, &m, attachment, with_durable, &budget, &left));
     TRY(release_retiring(ledger, &m, attachment, &budget));

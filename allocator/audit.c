@@ -1,5 +1,5 @@
 /**
- * The audit, from the top: header and log, sessions, pools (audit_pool.c), jobs.
+ * The audit, from the top: header and log, sessions, pools (audit_pool.c), regions (region.c), jobs.
  *
  * It believes nothing: each index is checked before it is followed, each list is walked for as many steps as it can
  * have entries. It writes to its scratch memory alone, and costs a visit to every page record and row id in use.
@@ -137,14 +137,17 @@ size_t kvp_audit_scratch_bytes(const struct kvp_ledger *ledger)
         pages = pools[slot].pages > pages ? pools[slot].pages : pages;
         sequences = pools[slot].max_sequences > sequences ? pools[slot].max_sequences : sequences;
     }
-    return KVP_JOBS_MAX * sizeof(uint32_t) + 2 * ALIGN_UP(pages * sizeof(uint32_t), 8) + ALIGN_UP(sequences, 8);
+    return (KVP_JOBS_MAX + AUDIT_NAMES) * sizeof(uint32_t) + KVP_REGIONS_MAX +
+           2 * ALIGN_UP(pages * sizeof(uint32_t), 8) + ALIGN_UP(sequences, 8);
 }
 
 uint64_t kvp_audit(const struct kvp_ledger *ledger, void *scratch, void (*report)(void *arg, const char *violation),
                    void *arg)
 {
     struct audit audit = {.ledger = ledger, .report = report, .arg = arg, .job_sequences = scratch};
-    memset(audit.job_sequences, 0, KVP_JOBS_MAX * sizeof(uint32_t));
+    audit.region_names = audit.job_sequences + KVP_JOBS_MAX;
+    audit.region_marks = (uint8_t *)(audit.region_names + AUDIT_NAMES);
+    memset(audit.job_sequences, 0, (KVP_JOBS_MAX + AUDIT_NAMES) * sizeof(uint32_t) + KVP_REGIONS_MAX);
     audit_header(&audit);
     for (uint32_t slot = 0; slot < KVP_SESSIONS_MAX; slot++)
         audit_session(&audit, slot);
@@ -156,11 +159,13 @@ uint64_t kvp_audit(const struct kvp_ledger *ledger, void *scratch, void (*report
             audit_report(&audit, "pool %u: %s", slot, why);
         if (why != NULL || pool->state == KVP_POOL_FREE)
             continue;
-        audit.page_marks = audit.job_sequences + KVP_JOBS_MAX;
+        audit.page_marks = (uint32_t *)(void *)(audit.region_marks + KVP_REGIONS_MAX);
         audit.page_children = audit.page_marks + ALIGN_UP(pool->pages * sizeof(uint32_t), 8) / sizeof(uint32_t);
         audit.seq_marks = (uint8_t *)audit.page_children + ALIGN_UP(pool->pages * sizeof(uint32_t), 8);
         audit_pool(&audit, slot);
+        audit_pool_regions(&audit, slot);
     }
+    audit_regions(&audit);
     for (uint32_t slot = 0; slot < KVP_JOBS_MAX; slot++)
         audit_job(&audit, slot);
     return audit.violations;

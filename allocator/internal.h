@@ -198,6 +198,14 @@ struct kvp_page_copy owed_copy(const struct pool_map *m, const struct block_seq 
 enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                             uint32_t tokens, bool *ret_changed);
 
+/* ---- region.c ------------------------------------------------------------------------------------------------------
+ */
+
+/* An attachment is freed: it has no region mapped any more. At most KVP_REGIONS_MAX stores. */
+enum kvp_status regions_unmap(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t attachment);
+/* The pool goes, and its regions with it. At most KVP_REGIONS_MAX stores, and two. */
+enum kvp_status regions_forget(struct kvp_ledger *ledger, const struct pool_map *m);
+
 /* ---- audit_pool.c --------------------------------------------------------------------------------------------------
  */
 
@@ -210,9 +218,15 @@ struct audit {
     uint32_t *page_marks;    /* [pages] of the pool at hand */
     uint32_t *page_children; /* [pages] of the pool at hand */
     uint8_t *seq_marks;      /* [max_sequences] of the pool at hand */
+    uint32_t *region_names;  /* [AUDIT_NAMES] hash table of the regions found, slot + 1 */
+    uint8_t *region_marks;   /* [KVP_REGIONS_MAX] found in its pool's list */
 };
+#define AUDIT_NAMES (2 * KVP_REGIONS_MAX) /* a power of two */
 void audit_report(struct audit *audit, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A pool whose record passed check_pool_record. */
 void audit_pool(struct audit *audit, uint32_t slot);
+/* region.c: the list of a pool whose record passed check_pool_record; then all records. */
+void audit_pool_regions(struct audit *audit, uint32_t pool_slot);
+void audit_regions(struct audit *audit);
 
 #endif

@@ -1,10 +1,11 @@
 /**
  * The ledger: all of kvpool's metadata, in one block of memory, safe against a kill at any instruction.
  *
- * It knows pages, the prefix index over them, tenants, sequences with their rows, sessions, attachments, jobs, the
- * outcomes of calls, and nothing of bytes, sockets, time or GPUs. It allocates nothing, starts nothing, and waits for nothing; one thread at a time uses it.
+ * It knows pages, the prefix index over them, tenants, sequences with their rows, sessions, attachments, regions, jobs,
+ * the outcomes of calls, and nothing of bytes, sockets, time or GPUs. It allocates nothing, starts nothing, and waits for
+ * nothing; one thread at a time uses it.
  *
- *   block  (the root part: all before the extents; registered buffers lie between pools and jobs)
+ *   block  (the root part: all before the extents; registered buffers and regions lie between pools and jobs)
  *          ┌──────────────┬──────────┬──────────┬─────────┬──────┬─────────────────┬─────────────────┬───┐
  *          │ header, log  │ sessions │ outcomes │ pools   │ jobs │ extent of pool 0│ extent of pool 3│   │
  *          └──────────────┴──────────┴──────────┴─────────┴──────┴─────────────────┴─────────────────┴───┘
@@ -224,6 +225,8 @@ struct kvp_pool_view {
     uint32_t open_sequences; /* those of DEAD attachments included */
     uint32_t retiring_sequences;
     uint32_t attachments;
+    uint32_t regions;
+    uint64_t region_bytes; /* room for them in each slab */
 };
 
 struct kvp_pool_spec {
@@ -236,7 +239,8 @@ struct kvp_pool_spec {
     uint64_t layout_digest[2];
     const char *name; /* 1..KVP_NAME_BYTES_MAX bytes, unique */
     const void *blob;
-    uint32_t blob_bytes; /* at most KVP_POOL_BLOB_BYTES */
+    uint32_t blob_bytes;   /* at most KVP_POOL_BLOB_BYTES */
+    uint64_t region_bytes; /* room for regions in each slab, at most KVP_REGION_BYTES_MAX */
 };
 
 /**
@@ -251,7 +255,7 @@ enum kvp_status kvp_pool_next_id(const struct kvp_ledger *ledger, struct kvp_poo
 /** O(1) in pages. @retval KVP_EEXIST  the name is taken */
 enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool_spec *spec,
                                 struct kvp_pool_id *ret_pool);
-/** @retval KVP_EBUSY  attachments, sequences, retiring pages or open jobs are there */
+/** @retval KVP_EBUSY  attachments, sequences, retiring pages or open jobs are there; or regions, of a LIVE pool */
 enum kvp_status kvp_pool_delete(struct kvp_ledger *ledger, struct kvp_pool_id pool);
 enum kvp_status kvp_pool_set_lost(struct kvp_ledger *ledger, struct kvp_pool_id pool);
 enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_pool_view *ret_view);
@@ -572,6 +576,48 @@ uint32_t kvp_pin_next(const struct kvp_ledger *ledger, struct kvp_pool_id pool, 
 enum kvp_status kvp_pin_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot,
                            struct kvp_pin_view *ret_view);
 
+/* ---- regions: named ranges of bytes in a pool's slabs ------------------------------------------------------------ */
+
+struct kvp_region_spec {
+    const char *name; /* 1..KVP_NAME_BYTES_MAX bytes, unique in a rank's slab */
+    uint32_t rank;    /* whose slab, 0..KVP_GPUS_MAX-1 */
+    uint32_t tenant;
+    uint64_t bytes;
+    uint64_t align; /* of the offset; a power of two */
+};
+struct kvp_region_view {
+    struct kvp_pool_id pool;
+    const char *name; /* in the ledger; valid while the region is */
+    uint32_t rank, tenant;
+    uint64_t offset, bytes; /* in the slab's room for regions */
+    uint32_t mapped;        /* attachments that have it mapped, DEAD ones included */
+};
+
+/**
+ * Make a region, at the first place with room for it. Nobody has it mapped; it stays until it is dropped.
+ * @param reterr_missing  with KVP_ELIMIT: bytes that the largest gap lacks; 0: KVP_REGIONS_MAX are there
+ * @retval KVP_EINVAL  name, rank, bytes or align can not be
+ * @retval KVP_EEXIST  that rank's slab has one of that name
+ */
+enum kvp_status kvp_region_make(struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct kvp_region_spec *spec,
+                                uint32_t *ret_region, uint64_t *reterr_missing);
+/** @retval KVP_ENOENT  there is none of that name in that rank's slab */
+enum kvp_status kvp_region_find(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t rank,
+                                const char *name, uint32_t *ret_region);
+/** @retval KVP_ENOENT  there is none in that slot */
+enum kvp_status kvp_region_get(const struct kvp_ledger *ledger, uint32_t region, struct kvp_region_view *ret_view);
+/** First and next region of a pool, by rank and offset; KVP_NONE at the end. */
+uint32_t kvp_region_first(const struct kvp_ledger *ledger, struct kvp_pool_id pool);
+uint32_t kvp_region_next(const struct kvp_ledger *ledger, uint32_t region);
+/** Whether that attachment has it mapped. */
+bool kvp_region_mapped_by(const struct kvp_ledger *ledger, uint32_t region, uint32_t attachment);
+/** A LIVE attachment has it mapped from now on, until it unmaps it or is freed. */
+enum kvp_status kvp_region_map(struct kvp_ledger *ledger, uint32_t region, uint32_t attachment);
+/** … has it mapped no more, if it had. */
+enum kvp_status kvp_region_unmap(struct kvp_ledger *ledger, uint32_t region, uint32_t attachment);
+/** Give its range up. @retval KVP_EBUSY  an attachment has it mapped */
+enum kvp_status kvp_region_drop(struct kvp_ledger *ledger, uint32_t region);
+
 /* ---- buffers: memory that sessions registered -------------------------------------------------------------------- */
 
 struct kvp_buffer_view {
@@ -637,7 +683,7 @@ size_t kvp_audit_scratch_bytes(const struct kvp_ledger *ledger);
  * Walk all of it and name each violation: every list is closed and counted, every page's references are those that
  * rows and owed copies hold, every free page is on the free list once, every row is within bounds, keys are found by
  * their buckets, published pages by their block keys, cached ones in one eviction list, what is counted for each tenant
- * is there, jobs and their sequences agree, the log is empty.
+ * is there, regions lie apart and within bounds, jobs and their sequences agree, the log is empty.
  *
  * @param scratch  kvp_audit_scratch_bytes, aligned to 8; the only memory it writes
  * @param report   called once a violation, with a text that names what and where; may be NULL

@@ -1,7 +1,7 @@
 /**
  * The structures in the block, and how to find them. Private to the allocator.
  *
- *   root    header 4096 B · log KVP_TXN_STORES_MAX × 16 B · sessions · outcomes · pools · buffers · jobs
+ *   root    header 4096 B · log KVP_TXN_STORES_MAX × 16 B · sessions · outcomes · pools · buffers · regions · jobs
  *   extent  pages · index entries · index slots · tenants · attachments · sequences · key buckets · rows, each aligned
  *           to 64 B, the whole to 4096 B
  *
@@ -124,8 +124,23 @@ struct block_pool {
     uint32_t pin_count;
     uint64_t hash_key[2];
     uint64_t lookup_blocks, hit_blocks, evictions;
-    uint64_t pad;
+
+    uint64_t region_bytes; /* room for regions in each slab */
+    uint32_t regions;      /* list, by rank and offset; see region.c */
+    uint32_t region_count; /* in it */
+    uint64_t pad[7];
     uint64_t blob[KVP_POOL_BLOB_BYTES / 8];
+};
+
+struct block_region {
+    uint32_t pool_slot, pool_generation; /* generation 0: unused */
+    uint32_t rank;
+    uint32_t tenant;
+    uint32_t next; /* in its pool's list */
+    uint32_t pad;
+    uint64_t offset, bytes; /* in the room for regions of that rank's slab */
+    uint64_t name[8];
+    uint64_t mapped[KVP_ATTACHMENTS_MAX / 64]; /* a bit an attachment */
 };
 
 struct block_job {
@@ -215,9 +230,11 @@ static_assert(sizeof(struct block_session) == 384, "session");
 static_assert(offsetof(struct block_session, attached) == 128, "session");
 static_assert(sizeof(struct block_outcome) == 40, "outcome");
 static_assert(sizeof(struct block_buffer) == 192 && offsetof(struct block_buffer, ipc) == 96, "buffer");
-static_assert(offsetof(struct block_pool, free_list) == 128, "pool");
-static_assert(offsetof(struct block_pool, blob) == 256 && sizeof(struct block_pool) == 256 + KVP_POOL_BLOB_BYTES,
+static_assert(offsetof(struct block_pool, free_list) == 128 && offsetof(struct block_pool, region_bytes) == 248,
               "pool");
+static_assert(offsetof(struct block_pool, blob) == 320 && sizeof(struct block_pool) == 320 + KVP_POOL_BLOB_BYTES,
+              "pool");
+static_assert(sizeof(struct block_region) == 136 && offsetof(struct block_region, name) == 40, "region");
 static_assert(sizeof(struct block_job) == 64, "job");
 static_assert(sizeof(block_page) == 8, "page");
 static_assert(sizeof(struct block_entry) == 40, "index entry");
@@ -233,7 +250,8 @@ static_assert(offsetof(struct block_seq, after_value) == 48 && offsetof(struct b
 #define OUTCOMES_OFFSET (SESSIONS_OFFSET + (uint64_t)KVP_SESSIONS_MAX * sizeof(struct block_session))
 #define POOLS_OFFSET    (OUTCOMES_OFFSET + (uint64_t)KVP_SESSIONS_MAX * KVP_OUTCOMES_MAX * sizeof(struct block_outcome))
 #define BUFFERS_OFFSET  (POOLS_OFFSET + (uint64_t)KVP_POOLS_MAX * sizeof(struct block_pool))
-#define JOBS_OFFSET     (BUFFERS_OFFSET + (uint64_t)KVP_BUFFERS_ALL_MAX * sizeof(struct block_buffer))
+#define REGIONS_OFFSET  (BUFFERS_OFFSET + (uint64_t)KVP_BUFFERS_ALL_MAX * sizeof(struct block_buffer))
+#define JOBS_OFFSET     (REGIONS_OFFSET + (uint64_t)KVP_REGIONS_MAX * sizeof(struct block_region))
 #define ROOT_BYTES      ALIGN_UP(JOBS_OFFSET + (uint64_t)KVP_JOBS_MAX * sizeof(struct block_job), KVP_EXTENT_ALIGN)
 
 static inline const struct block_header *header_of(const struct kvp_ledger *ledger)
@@ -266,6 +284,11 @@ static inline const struct block_pool *pools_of(const struct kvp_ledger *ledger)
 static inline const struct block_buffer *buffers_of(const struct kvp_ledger *ledger)
 {
     return (const struct block_buffer *)(const void *)(ledger->view + BUFFERS_OFFSET);
+}
+
+static inline const struct block_region *regions_of(const struct kvp_ledger *ledger)
+{
+    return (const struct block_region *)(const void *)(ledger->view + REGIONS_OFFSET);
 }
 
 static inline const struct block_job *jobs_of(const struct kvp_ledger *ledger)

@@ -2,7 +2,8 @@
  * Pools: their records in the root part, and where their extents lie in the block.
  *
  *   FREE ──create──► LIVE ──set_lost──► LOST
- *     ▲                └────delete────────┘   only with no attachment, no sequence in any state, and no open job
+ *     ▲                └────delete────────┘   only with no attachment, no sequence in any state, and no open job;
+ *                                              of a LIVE one, no region either
  *
  * An extent is placed first-fit between those of other pools and is made of zeroed memory: a page, a sequence and a
  * bucket of zeros are never-used ones, so creating a pool stores its record and nothing else. A pool that a transaction
@@ -121,6 +122,8 @@ const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot)
         return "a pool's description is too long";
     if (pool->policy > KVP_POLICY_LRU)
         return "a pool's eviction policy can not be";
+    if (pool->region_bytes > KVP_REGION_BYTES_MAX || pool->region_count > KVP_REGIONS_MAX)
+        return "a pool's regions can not be";
     if (pool->pages_used < pool->reserved_pages || pool->pages_used > pool->pages ||
         pool->sequences_used > pool->max_sequences)
         return "a pool's watermark is out of range";
@@ -231,7 +234,7 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
 {
     size_t name_bytes = spec->name == NULL ? 0 : strnlen(spec->name, KVP_NAME_BYTES_MAX + 1);
     if (name_bytes == 0 || name_bytes > KVP_NAME_BYTES_MAX || spec->blob_bytes > KVP_POOL_BLOB_BYTES ||
-        spec->policy > KVP_POLICY_LRU)
+        spec->policy > KVP_POLICY_LRU || spec->region_bytes > KVP_REGION_BYTES_MAX)
         return KVP_EINVAL;
     struct kvp_pool_id found;
     if (kvp_pool_by_name(ledger, spec->name, &found) == KVP_OK)
@@ -255,6 +258,9 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
     put64(ledger, &pool->extent_offset, offset);
     put64(ledger, &pool->extent_bytes, bytes);
     put_blob(ledger, pool, spec->blob, spec->blob_bytes);
+    put64(ledger, &pool->region_bytes, spec->region_bytes);
+    put32(ledger, &pool->regions, 0);
+    put32(ledger, &pool->region_count, 0);
     put32(ledger, &pool->generation, generation);
     put32(ledger, &pool->state, KVP_POOL_LIVE);
     *ret_pool = (struct kvp_pool_id){slot, generation};
@@ -272,7 +278,10 @@ enum kvp_status kvp_pool_delete(struct kvp_ledger *ledger, struct kvp_pool_id po
         if (jobs[i].open && jobs[i].pool_slot == pool.slot && jobs[i].pool_generation == pool.generation)
             return KVP_EBUSY;
     }
-    TRY(txn_room(ledger, ROOM_SMALL));
+    if (m.pool->region_count != 0 && m.pool->state != KVP_POOL_LOST)
+        return KVP_EBUSY;
+    TRY(txn_room(ledger, ROOM_SMALL + KVP_REGIONS_MAX));
+    TRY(regions_forget(ledger, &m)); /* their bytes went with the pool's */
     put32(ledger, &m.pool->state, KVP_POOL_FREE);
     return KVP_OK;
 }
@@ -332,6 +341,8 @@ static struct kvp_pool_view view_of(const struct pool_map *m)
         .open_sequences = pool->open_count,
         .retiring_sequences = pool->retiring_count,
         .attachments = pool->attachments,
+        .regions = pool->region_count,
+        .region_bytes = pool->region_bytes,
     };
 }
 

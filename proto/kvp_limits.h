@@ -30,6 +30,8 @@
 #define KVP_BLOCK_KEY_BYTES_MAX 32
 #define KVP_BLOCK_EXTRA_BYTES_MAX 4096 /* what else blocks depend on, of one call */
 #define KVP_LEDGER_BYTES_MAX    (1ull << 36)
+#define KVP_REGIONS_MAX         4096         /* regions of all pools */
+#define KVP_REGION_BYTES_MAX    (1ull << 46) /* room for regions in one slab */
 
 /* a session */
 #define KVP_BUFFERS_MAX   64 /* registered buffers of one session */

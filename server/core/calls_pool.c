@@ -215,6 +215,7 @@ static enum kvp_status commit_pool(struct kvp_core *core, struct turn *turn, con
         .policy = (enum kvp_policy)making->spec->policy,
         .zero_on_reuse = making->spec->zero_on_reuse == KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_ON,
         .hash = (uint32_t)making->spec->block_hash,
+        .region_bytes = core->pools[making->id.slot].region_bytes,
     };
     if (!core->act->random(core->ctx, spec.hash_key, sizeof(spec.hash_key)))
         return core_refuse(core, KVP_EINTERNAL, "no random bytes for the pool's block hash");
@@ -345,6 +346,7 @@ enum kvp_status call_describe_pool(struct kvp_core *core, struct turn *turn)
     TRY(core_pool_info(core, pool, &info));
     Kvpool__V1__DescribePoolReply reply = KVPOOL__V1__DESCRIBE_POOL_REPLY__INIT;
     reply.pool = &info;
+    TRY(core_region_list(core, pool, &reply.n_regions, &reply.regions));
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 
@@ -365,11 +367,11 @@ static enum kvp_status refuse_busy(struct kvp_core *core, const struct pool_stat
 {
     struct kvp_pool_view view;
     TRY(kvp_pool_get(core->ledger, pool->id, &view));
-    return core_refuse(
-        core, KVP_EBUSY,
-        "pool: \"%s\" has %u sessions attached, %u sequences open, %u whose pages are not back yet, or work "
-        "under way",
-        pool->spec->name, view.attachments, view.open_sequences, view.retiring_sequences);
+    return core_refuse(core, KVP_EBUSY,
+                       "pool: \"%s\" has %u sessions attached, %u sequences open, %u whose pages are not back yet, %u "
+                       "regions, or work "
+                       "under way",
+                       pool->spec->name, view.attachments, view.open_sequences, view.retiring_sequences, view.regions);
 }
 
 enum kvp_status call_delete_pool(struct kvp_core *core, struct turn *turn)

@@ -41,7 +41,9 @@ struct entry {
     X(MATCH, Match, match, false, true, false)                                                                         \
     X(PIN, Pin, pin, true, true, true)                                                                                 \
     X(EVICT, Evict, evict, true, false, false)                                                                         \
-    X(LIST_CACHE, ListCache, list_cache, false, true, false)
+    X(LIST_CACHE, ListCache, list_cache, false, true, false)                                                           \
+    X(MAP_REGION, MapRegion, map_region, true, false, true)                                                            \
+    X(UNMAP_REGION, UnmapRegion, unmap_region, true, false, true)
 
 #define METHOD(NUMBER, Name, lower, changes_, over_tcp_, needs)                                                        \
     {.number = KVPOOL__V1__METHOD__METHOD_##NUMBER,                                                                    \

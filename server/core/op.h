@@ -201,6 +201,7 @@ enum kvp_status core_zero_clean(struct kvp_core *core, const struct pool_state *
 handler call_open_session, call_keep_alive, call_close_session;
 handler call_create_pool, call_describe_pool, call_list_pools, call_delete_pool;
 handler call_attach, call_detach, call_register_buffer, call_unregister_buffer;
+handler call_map_region, call_unmap_region;
 handler call_open_sequences, call_list_sequences, call_advance, call_append, call_fork, call_transfer;
 handler call_close_sequences, call_get_seq_lens, call_get_page_table, call_get_batch_indices;
 handler call_get_stats, call_audit, call_release_quarantine;

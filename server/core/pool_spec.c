@@ -11,7 +11,6 @@
 #define MAX_SEQUENCES_DEFAULT       1024u
 #define MAX_SEQUENCE_TOKENS_DEFAULT 131072u
 #define LINGER_MS_MAX               (24u * 3600 * 1000)
-#define REGION_BYTES_MAX            (1ull << 46)
 
 uint32_t core_row_pages(const Kvpool__V1__PoolSpec *spec)
 {
@@ -31,7 +30,7 @@ static bool name_char(char c)
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || strchr("._-:/+@", c) != NULL;
 }
 
-static enum kvp_status check_name(struct kvp_core *core, const char *name)
+enum kvp_status core_name_check(struct kvp_core *core, const char *name)
 {
     size_t n = strlen(name);
     if (n == 0 || n > KVP_NAME_BYTES_MAX)
@@ -109,7 +108,7 @@ static enum kvp_status check_cache(struct kvp_core *core, const Kvpool__V1__Pool
 
 static enum kvp_status check_spec(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec)
 {
-    TRY(check_name(core, spec->name));
+    TRY(core_name_check(core, spec->name));
     TRY(check_range(core, "model bytes", strlen(spec->model), 0, KVP_MODEL_BYTES_MAX));
     TRY(check_range(core, "pages", spec->pages, 1, KVP_PAGES_MAX));
     TRY(check_range(core, "page_tokens", spec->page_tokens, 1, KVP_PAGE_TOKENS_MAX));
@@ -117,7 +116,7 @@ static enum kvp_status check_spec(struct kvp_core *core, const Kvpool__V1__PoolS
     TRY(check_range(core, "max_sequences", spec->max_sequences, 1, KVP_SEQUENCES_MAX));
     TRY(check_range(core, "max_sequence_tokens", spec->max_sequence_tokens, 1, KVP_SEQUENCE_TOKENS_MAX));
     TRY(check_range(core, "linger_ms", spec->linger_ms, 0, LINGER_MS_MAX));
-    TRY(check_range(core, "region_bytes", spec->region_bytes, 0, REGION_BYTES_MAX));
+    TRY(check_range(core, "region_bytes", spec->region_bytes, 0, KVP_REGION_BYTES_MAX));
     TRY(check_range(core, "memory", (uint64_t)spec->memory, KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT,
                     KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC));
     TRY(check_cache(core, spec));

@@ -37,8 +37,10 @@ enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvp
     pool->host = core->host;
     pool->legacy = take_spec->memory == KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC;
     pool->page_bytes = totals.page_bytes;
-    pool->slab_bytes = ALIGN_UP(ALIGN_UP(totals.slab_bytes, 256) + take_spec->region_bytes,
-                                core->host ? SLAB_ALIGN_HOST : SLAB_ALIGN_CUDA);
+    pool->region_align = core->host ? SLAB_ALIGN_HOST : SLAB_ALIGN_CUDA;
+    pool->region_offset = ALIGN_UP(totals.slab_bytes, pool->region_align);
+    pool->region_bytes = ALIGN_UP(take_spec->region_bytes, pool->region_align);
+    pool->slab_bytes = pool->region_offset + pool->region_bytes;
     pool->attachments = attachments;
     pool->pending = pending;
     pool->pin_until_ms = pin_until_ms;

@@ -89,7 +89,8 @@ struct pool_state {
     Kvpool__V1__PoolSpec *spec;
     struct kvp_plane_layout *planes; /* [spec->n_planes] */
     uint64_t slab_bytes, page_bytes;
-    uint64_t digest[2]; /* of its layout */
+    uint64_t region_offset, region_bytes, region_align; /* the room for regions in each slab */
+    uint64_t digest[2];                                 /* of its layout */
     bool host;   /* backend "host" */
     bool legacy; /* memory of cudaMalloc, owned by the executor */
     uint32_t n_slabs;
@@ -270,12 +271,20 @@ uint32_t core_row_pages(const Kvpool__V1__PoolSpec *spec);
  * kvpool__v1__pool_spec__free_unpacked. */
 enum kvp_status core_spec_fill(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec,
                                Kvpool__V1__PoolSpec **ret_filled);
+/* A name as pools and regions have it. KVP_EINVAL, with its text. */
+enum kvp_status core_name_check(struct kvp_core *core, const char *name);
 /* Lay a checked description out. `ret_planes` is malloc'ed. */
 enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec,
                                  struct kvp_plane_layout **ret_planes, struct kvp_layout_totals *ret_totals,
                                  uint64_t ret_digest[2]);
 bool core_spec_same(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored);
 void core_spec_free(Kvpool__V1__PoolSpec *spec);
+
+/* ---- calls_region.c: regions, as DescribePool lists them --------------------------------------------------------- */
+
+/* In the call's memory. */
+enum kvp_status core_region_list(struct kvp_core *core, const struct pool_state *pool, size_t *ret_n,
+                                 Kvpool__V1__RegionInfo ***ret_regions);
 
 /* ---- publish.c: the table ---------------------------------------------------------------------------------------- */
 

@@ -227,6 +227,44 @@ static enum kvp_status expect_job_add(const struct naive *n, const struct naive_
     return op->tokens < seq->written || op->tokens > seq->reserved ? KVP_EINVAL : KVP_OK;
 }
 
+/* The first place of a rank's room with so many bytes free; KVP_NONE: there is none. */
+static uint32_t place_of(const struct naive *n, const struct naive_op *op)
+{
+    for (uint32_t at = 0; at + op->bytes <= n->region_bytes; at += op->align) {
+        bool free = true;
+        for (uint32_t i = 0; i < NAIVE_REGIONS * NAIVE_RANKS && free; i++) {
+            const struct naive_region *region = &n->state.regions[i];
+            free = !region->used || region->rank != op->rank || region->offset + region->bytes <= at ||
+                   at + op->bytes <= region->offset;
+        }
+        if (free)
+            return at;
+    }
+    return KVP_NONE;
+}
+
+static enum kvp_status expect_region(const struct naive *n, const struct naive_op *op)
+{
+    const struct naive_region *region = &n->state.regions[op->region];
+    if (op->kind == NAIVE_REGION_MAKE) {
+        if (op->bytes == 0)
+            return KVP_EINVAL;
+        for (uint32_t i = 0; i < NAIVE_REGIONS * NAIVE_RANKS; i++) {
+            const struct naive_region *other = &n->state.regions[i];
+            if (other->used && other->rank == op->rank && other->name == op->name)
+                return KVP_EEXIST;
+        }
+        return place_of(n, op) == KVP_NONE ? KVP_ELIMIT : KVP_OK;
+    }
+    if (!region->used)
+        return KVP_ENOENT;
+    if (op->kind == NAIVE_REGION_MAP)
+        return live_attachment(n, op->attachment);
+    if (op->kind == NAIVE_REGION_UNMAP)
+        return n->state.attachments[op->attachment].state == KVP_ATTACHMENT_FREE ? KVP_ENOENT : KVP_OK;
+    return region->mapped != 0 ? KVP_EBUSY : KVP_OK;
+}
+
 enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *op)
 {
     uint32_t attachment_state = op->attachment == KVP_NONE ? 0 : naive->state.attachments[op->attachment].state;
@@ -262,6 +300,11 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
         return expect_job_add(naive, op);
     case NAIVE_JOB_CLOSE:
         return job_is(naive, op->job) ? KVP_OK : KVP_ENOENT;
+    case NAIVE_REGION_MAKE:
+    case NAIVE_REGION_MAP:
+    case NAIVE_REGION_UNMAP:
+    case NAIVE_REGION_DROP:
+        return expect_region(naive, op);
     case NAIVE_SESSION_OPEN:
     case NAIVE_RECLAIM:
     case NAIVE_JOB_OPEN:
@@ -278,7 +321,9 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
 void naive_settle(struct naive *n)
 {
     struct naive_state *s = &n->state;
-    s->free_pages = s->open_sequences = s->retiring_sequences = 0;
+    s->free_pages = s->open_sequences = s->retiring_sequences = s->n_regions = 0;
+    for (uint32_t i = 0; i < NAIVE_REGIONS * NAIVE_RANKS; i++)
+        s->n_regions += s->regions[i].used;
     uint32_t before[NAIVE_PAGES];
     for (uint32_t page = 0; page < NAIVE_PAGES; page++) {
         before[page] = s->pages[page].references;
@@ -507,6 +552,8 @@ static void free_attachment(struct naive *n, uint32_t attachment)
     session->attachments--;
     if (session->state == KVP_SESSION_ENDING)
         memset(session, 0, sizeof(*session));
+    for (uint32_t i = 0; i < NAIVE_REGIONS * NAIVE_RANKS; i++)
+        n->state.regions[i].mapped &= ~(1u << attachment);
     memset(gone, 0, sizeof(*gone));
     n->state.attached--;
 }
@@ -608,6 +655,32 @@ static void apply_job(struct naive *n, const struct naive_op *op)
     memset(job, 0, sizeof(*job));
 }
 
+static void apply_region(struct naive *n, const struct naive_op *op)
+{
+    struct naive_region *region = &n->state.regions[op->kind == NAIVE_REGION_MAKE ? op->ret_slot : op->region];
+    switch (op->kind) {
+    case NAIVE_REGION_MAKE:
+        REQUIRE(op->ret_slot < NAIVE_REGIONS * NAIVE_RANKS);
+        REQUIRE(!region->used);
+        *region = (struct naive_region){.used = 1,
+                                        .name = op->name,
+                                        .rank = op->rank,
+                                        .tenant = op->key,
+                                        .offset = place_of(n, op),
+                                        .bytes = op->bytes,
+                                        .listed = 1};
+        break;
+    case NAIVE_REGION_MAP:
+        region->mapped |= 1u << op->attachment;
+        break;
+    case NAIVE_REGION_UNMAP:
+        region->mapped &= ~(1u << op->attachment);
+        break;
+    default:
+        memset(region, 0, sizeof(*region));
+    }
+}
+
 void naive_apply(struct naive *naive, const struct naive_op *op, const struct naive_state *now)
 {
     struct naive_seq *seq = &naive->state.seqs[op->seq.slot];
@@ -655,6 +728,12 @@ void naive_apply(struct naive *naive, const struct naive_op *op, const struct na
     case NAIVE_JOB_ADD:
     case NAIVE_JOB_CLOSE:
         apply_job(naive, op);
+        break;
+    case NAIVE_REGION_MAKE:
+    case NAIVE_REGION_MAP:
+    case NAIVE_REGION_UNMAP:
+    case NAIVE_REGION_DROP:
+        apply_region(naive, op);
         break;
     case NAIVE_SESSION_OPEN:
     case NAIVE_SESSION_END:

@@ -22,6 +22,8 @@
 #define NAIVE_TENANTS     3 /* of ids NAIVE_TENANT_ID.. */
 #define NAIVE_TENANT_ID   100
 #define NAIVE_STORIES     4 /* what sequences say: story s has its first s blocks in common with story 0 */
+#define NAIVE_REGIONS     6 /* names */
+#define NAIVE_RANKS       2
 
 struct naive_session {
     uint32_t state, generation, kind, attachments, tenant;
@@ -58,6 +60,12 @@ struct naive_job {
     uint32_t slots[NAIVE_SEQS];
 };
 
+struct naive_region {
+    uint32_t used, name, rank, tenant, offset, bytes;
+    uint32_t mapped; /* a bit an attachment */
+    uint32_t listed; /* found by its pool's list */
+};
+
 struct naive_state {
     struct naive_session sessions[NAIVE_SESSIONS];
     struct naive_attachment attachments[NAIVE_ATTACHMENTS];
@@ -65,7 +73,8 @@ struct naive_state {
     struct naive_page pages[NAIVE_PAGES];
     struct naive_tenant tenants[NAIVE_TENANTS]; /* by index */
     struct naive_job jobs[NAIVE_JOBS];
-    uint32_t free_pages, open_sequences, retiring_sequences, attached;
+    struct naive_region regions[NAIVE_REGIONS * NAIVE_RANKS];
+    uint32_t free_pages, open_sequences, retiring_sequences, attached, n_regions;
     uint32_t cached, published, dirty, pins, lookups, hits, evictions;
     uint32_t matches[NAIVE_TENANTS][NAIVE_STORIES]; /* blocks that the tenant of that id finds of a story */
 };
@@ -74,6 +83,7 @@ struct naive {
     struct kvp_pool_id pool;
     struct kvp_pool_geometry geometry;
     bool needs_after;
+    uint32_t region_bytes;
     struct naive_state state;
     /* what the functions do not show */
     uint32_t session_generations[NAIVE_SESSIONS], seq_generations[NAIVE_SEQS], seq_versions[NAIVE_SEQS];
@@ -105,7 +115,11 @@ enum naive_kind {
     NAIVE_JOB_OPEN,
     NAIVE_JOB_ADD,
     NAIVE_JOB_CLOSE,
-    NAIVE_OPEN_CACHED,
+    NAIVE_REGION_MAKE,
+    NAIVE_REGION_MAP,
+    NAIVE_REGION_UNMAP,
+    NAIVE_REGION_DROP,
+    NAIVE_OPEN_CACHED, /* from here on: the prefix cache */
     NAIVE_SET_KEYS,
     NAIVE_PIN,
     NAIVE_UNPIN,
@@ -128,6 +142,8 @@ struct naive_op {
     uint32_t story, keys_of; /* a story, and the id of the tenant whose keys are given */
     uint32_t first, blocks, page;
     bool flag; /* durable, truncate, with_durable, written */
+    uint32_t region; /* slot */
+    uint32_t name, rank, bytes, align;
     struct kvp_after after;
     /* what the ledger answered */
     uint32_t ret_slot, ret_short, ret_left;

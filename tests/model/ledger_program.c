@@ -28,12 +28,14 @@ void naive_start(struct naive *naive, struct kvp_ledger *ledger, uint64_t *rng)
         .row_pages = 1 + naive_random(rng, NAIVE_ROW),
     };
     naive->needs_after = naive_random(rng, 2);
+    naive->region_bytes = naive_random(rng, 64);
     naive->zero_on_reuse = naive_random(rng, 2);
     struct kvp_pool_spec spec = {.geometry = naive->geometry,
                                  .needs_after = naive->needs_after,
                                  .policy = (enum kvp_policy)naive_random(rng, 2),
                                  .zero_on_reuse = naive->zero_on_reuse,
-                                 .name = "p"};
+                                 .name = "p",
+                                 .region_bytes = naive->region_bytes};
     kvp_txn_begin(ledger);
     REQUIRE(kvp_pool_create(ledger, &spec, &naive->pool) == KVP_OK);
     kvp_txn_commit(ledger);
@@ -69,7 +71,8 @@ static enum naive_kind choose_kind(uint64_t *rng)
         [NAIVE_RETIRED] = 6,      [NAIVE_RECLAIM] = 8,     [NAIVE_RELEASE] = 4,      [NAIVE_JOB_OPEN] = 3,
         [NAIVE_JOB_ADD] = 5,      [NAIVE_JOB_CLOSE] = 4,   [NAIVE_OPEN_CACHED] = 10, [NAIVE_SET_KEYS] = 14,
         [NAIVE_PIN] = 4,          [NAIVE_UNPIN] = 3,       [NAIVE_EVICT] = 3,        [NAIVE_EVICT_PREFIX] = 2,
-        [NAIVE_CLEANED] = 3,      [NAIVE_SHARE] = 1,
+        [NAIVE_CLEANED] = 3,      [NAIVE_SHARE] = 1,       [NAIVE_REGION_MAKE] = 5,  [NAIVE_REGION_MAP] = 5,
+        [NAIVE_REGION_UNMAP] = 4, [NAIVE_REGION_DROP] = 4,
     };
     uint32_t total = 0;
     for (int kind = 0; kind < NAIVE_KINDS; kind++)
@@ -139,6 +142,11 @@ static struct naive_op choose_any(const struct naive *naive, uint64_t *rng)
         op.kind = NAIVE_OUTCOME;
     if (op.kind == NAIVE_JOB_OPEN && s->jobs[PICK(rng, s->jobs, NAIVE_JOBS, open, 0)].open)
         op.kind = NAIVE_JOB_CLOSE;
+    op.region = PICK(rng, s->regions, NAIVE_REGIONS * NAIVE_RANKS, used, 1);
+    op.name = naive_random(rng, NAIVE_REGIONS);
+    op.rank = naive_random(rng, NAIVE_RANKS);
+    op.bytes = naive_random(rng, 20);
+    op.align = 1u << naive_random(rng, 4);
     if (op.kind == NAIVE_ATTACH && naive_random(rng, 2))
         op.attachment = KVP_NONE;
     if (op.kind == NAIVE_FORK && s->seqs[seq].written != 0 && naive_random(rng, 10) != 0)
@@ -239,6 +247,23 @@ static enum kvp_status run_cache(struct kvp_ledger *ledger, struct kvp_pool_id p
     return status;
 }
 
+static enum kvp_status run_region(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
+{
+    char name[] = {'r', (char)('0' + op->name), 0};
+    struct kvp_region_spec spec = {name, op->rank, op->key, op->bytes, op->align};
+    uint64_t missing;
+    switch (op->kind) {
+    case NAIVE_REGION_MAKE:
+        return kvp_region_make(ledger, pool, &spec, &op->ret_slot, &missing);
+    case NAIVE_REGION_MAP:
+        return kvp_region_map(ledger, op->region, op->attachment);
+    case NAIVE_REGION_UNMAP:
+        return kvp_region_unmap(ledger, op->region, op->attachment);
+    default:
+        return kvp_region_drop(ledger, op->region);
+    }
+}
+
 enum kvp_status naive_run(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
 {
     if (op->kind >= NAIVE_OPEN_CACHED)
@@ -272,6 +297,11 @@ enum kvp_status naive_run(struct kvp_ledger *ledger, struct kvp_pool_id pool, st
     case NAIVE_JOB_ADD:
     case NAIVE_JOB_CLOSE:
         return run_job(ledger, pool, op);
+    case NAIVE_REGION_MAKE:
+    case NAIVE_REGION_MAP:
+    case NAIVE_REGION_UNMAP:
+    case NAIVE_REGION_DROP:
+        return run_region(ledger, pool, op);
     default:
         return run_session(ledger, pool, op);
     }
@@ -423,6 +453,33 @@ static void read_cache(const struct kvp_ledger *ledger, struct kvp_pool_id pool,
     }
 }
 
+static void read_regions(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_state *state)
+{
+    for (uint32_t slot = 0; slot < NAIVE_REGIONS * NAIVE_RANKS; slot++) {
+        struct kvp_region_view view;
+        uint32_t found;
+        if (kvp_region_get(ledger, slot, &view) != KVP_OK)
+            continue;
+        REQUIRE(kvp_region_find(ledger, pool, view.rank, view.name, &found) == KVP_OK);
+        REQUIRE(found == slot);
+        struct naive_region *region = &state->regions[slot];
+        *region = (struct naive_region){.used = 1,
+                                        .name = (uint32_t)(view.name[1] - '0'),
+                                        .rank = view.rank,
+                                        .tenant = view.tenant,
+                                        .offset = (uint32_t)view.offset,
+                                        .bytes = (uint32_t)view.bytes};
+        for (uint32_t i = 0; i < NAIVE_ATTACHMENTS; i++)
+            region->mapped |= (uint32_t)kvp_region_mapped_by(ledger, slot, i) << i;
+        REQUIRE(view.mapped == (uint32_t)__builtin_popcount(region->mapped));
+    }
+    uint32_t slot = kvp_region_first(ledger, pool);
+    for (uint32_t steps = 0; slot != KVP_NONE; slot = kvp_region_next(ledger, slot)) {
+        REQUIRE(steps++ < NAIVE_REGIONS * NAIVE_RANKS);
+        state->regions[slot].listed++;
+    }
+}
+
 void naive_read(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_state *ret_state)
 {
     struct kvp_pool_view view;
@@ -432,6 +489,7 @@ void naive_read(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct
     ret_state->open_sequences = view.open_sequences;
     ret_state->retiring_sequences = view.retiring_sequences;
     ret_state->attached = view.attachments;
+    ret_state->n_regions = view.regions;
     read_sessions(ledger, ret_state);
     read_attachments(ledger, pool, ret_state);
     for (uint32_t slot = 0; slot < view.geometry.max_sequences; slot++)
@@ -447,6 +505,7 @@ void naive_read(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct
     ret_state->evictions = (uint32_t)view.cache.evictions;
     read_cache(ledger, pool, ret_state);
     read_jobs(ledger, ret_state);
+    read_regions(ledger, pool, ret_state);
 }
 
 bool naive_same(const struct naive_state *a, const struct naive_state *b, bool print)

@@ -60,7 +60,7 @@ void ledger_bed_make(struct ledger_bed *bed, struct kvp_pool_geometry geometry, 
 {
     ledger_block_open(&bed->block, kvp_ledger_root_bytes() + (256u << 20));
     bed->ledger = &bed->block.ledger;
-    struct kvp_pool_spec spec = {.geometry = geometry, .needs_after = needs_after, .name = "bed"};
+    struct kvp_pool_spec spec = {.geometry = geometry, .needs_after = needs_after, .name = "bed", .region_bytes = 1024};
     kvp_txn_begin(bed->ledger);
     ck_assert_int_eq(kvp_pool_create(bed->ledger, &spec, &bed->pool), KVP_OK);
     kvp_txn_commit(bed->ledger);

@@ -45,7 +45,7 @@ struct ledger_bed {
     uint32_t attachment;
 };
 
-/* Pool "bed" of that geometry with the session attached; committed. */
+/* Pool "bed" of that geometry, with 1024 bytes for regions, and the session attached; committed. */
 void ledger_bed_make(struct ledger_bed *bed, struct kvp_pool_geometry geometry, bool needs_after);
 void ledger_bed_end(struct ledger_bed *bed);
 /* One more session, attached; committed. */

@@ -17,6 +17,7 @@ void ledger_image_make(struct ledger_image *image, uint64_t extent_bytes)
         {SESSIONS_OFFSET, NAIVE_SESSIONS * sizeof(struct block_session)},
         {OUTCOMES_OFFSET, (uint64_t)NAIVE_SESSIONS * KVP_OUTCOMES_MAX * sizeof(struct block_outcome)},
         {POOLS_OFFSET, offsetof(struct block_pool, blob) + 128},
+        {REGIONS_OFFSET, NAIVE_REGIONS * NAIVE_RANKS * sizeof(struct block_region)},
         {JOBS_OFFSET, NAIVE_JOBS * sizeof(struct block_job)},
     };
     uint64_t total = extent_bytes;

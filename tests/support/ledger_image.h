@@ -9,7 +9,7 @@
 
 #include "ledger_block.h"
 
-#define IMAGE_RANGES      6
+#define IMAGE_RANGES      7
 #define IMAGE_LOG_ENTRIES 2048u
 
 struct ledger_image {

@@ -42,6 +42,7 @@ struct shell_call *shell_create_pool(struct shell *shell, struct kvp_caller call
     while (spec.n_devices < 2 && spec.devices[spec.n_devices] != NULL)
         spec.n_devices++;
     spec.memory = pool->legacy ? KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC : KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT;
+    spec.region_bytes = pool->region_bytes;
     request.spec = &spec;
     return shell_call(shell, caller, KVPOOL__V1__METHOD__METHOD_CREATE_POOL, &request.base);
 }

@@ -15,7 +15,8 @@ static const struct kvp_pool_geometry small = {
 
 /*
  * Slots: 0 parent (written 10 of 12), 1 its child (owes a copy), 2 of another session, 3 with a job, 4 RETIRING, 5
- * RECLAIM, 6 FREE, 7 never used. Pages: 0 and 1 reserved; some free ones are on the list.
+ * RECLAIM, 6 FREE, 7 never used. Pages: 0 and 1 reserved; some free ones are on the list. Regions: 0 and 1 of rank 0, at
+ * 0 and 112, mapped by both sessions and by the second; 2 of rank 1.
  */
 struct rich {
     struct ledger_bed bed;
@@ -27,6 +28,7 @@ struct rich {
     struct block_attachment *attachments;
     struct block_session *sessions;
     struct block_job *jobs;
+    struct block_region *regions;
 };
 
 static void *writable(struct rich *rich, const void *in_view)
@@ -46,6 +48,20 @@ static void find_words(struct rich *rich)
     rich->rows = writable(rich, m.rows);
     rich->sessions = writable(rich, sessions_of(rich->bed.ledger));
     rich->jobs = writable(rich, jobs_of(rich->bed.ledger));
+    rich->regions = writable(rich, regions_of(rich->bed.ledger));
+}
+
+static void make_regions(const struct rich *rich)
+{
+    const struct kvp_region_spec specs[] = {{"a", 0, 1, 100, 16}, {"b", 0, 1, 100, 16}, {"a", 1, 1, 100, 16}};
+    uint64_t missing;
+    uint32_t region;
+    for (uint32_t i = 0; i < 3; i++) {
+        ck_assert_int_eq(kvp_region_make(rich->bed.ledger, rich->bed.pool, &specs[i], &region, &missing), KVP_OK);
+        ck_assert_uint_eq(region, i);
+        ck_assert_int_eq(kvp_region_map(rich->bed.ledger, region, rich->second), KVP_OK);
+    }
+    ck_assert_int_eq(kvp_region_map(rich->bed.ledger, 0, rich->bed.attachment), KVP_OK);
 }
 
 static void make_rich(struct rich *rich)
@@ -73,6 +89,7 @@ static void make_rich(struct rich *rich)
     ck_assert_int_eq(kvp_seq_close(bed->ledger, bed->pool, gone, (struct kvp_after){0}), KVP_OK);
     ck_assert_int_eq(kvp_pool_reclaim(bed->ledger, bed->pool, 99, &more), KVP_OK);
     ck_assert_int_eq(kvp_seq_close(bed->ledger, bed->pool, reclaimed, (struct kvp_after){0}), KVP_OK);
+    make_regions(rich);
     kvp_txn_commit(bed->ledger);
     ledger_block_assert_clean(bed->ledger);
     find_words(rich);
@@ -94,7 +111,7 @@ static void look_for(void *arg, const char *violation)
 static void assert_found(struct rich *rich, const char *text)
 {
     struct wanted wanted = {text, false};
-    uint64_t scratch[4096];
+    uint64_t scratch[8192];
     ck_assert_uint_le(kvp_audit_scratch_bytes(rich->bed.ledger), sizeof(scratch));
     uint64_t violations = kvp_audit(rich->bed.ledger, scratch, look_for, &wanted);
     if (!wanted.seen) {
@@ -244,6 +261,33 @@ START_TEST(the_audit_finds_what_is_wrong_with_jobs)
 }
 END_TEST
 
+START_TEST(the_audit_finds_what_is_wrong_with_regions)
+{
+    struct rich rich;
+    make_rich(&rich);
+    PLANT(rich.regions[0].rank, KVP_GPUS_MAX, "region 0: its rank 16 or its name can not be");
+    PLANT(rich.regions[0].name[0], 0, "region 0: its rank 0 or its name can not be");
+    PLANT(rich.regions[0].name[7], UINT64_MAX, "region 0: its rank 0 or its name can not be");
+    PLANT(rich.regions[1].bytes, 0, "region 1: 0 bytes at 112 are not in the 1024");
+    PLANT(rich.regions[1].bytes, 913, "region 1: 913 bytes at 112 are not in the 1024");
+    PLANT(rich.regions[1].offset, UINT64_MAX - 5, "are not in the 1024");
+    PLANT(rich.pool->region_bytes, 200, "region 1: 100 bytes at 112 are not in the 200 that pool 0 has for regions");
+    PLANT(rich.regions[0].bytes, 113, "region 1: overlaps region 0");
+    PLANT(rich.regions[1].offset, 0, "region 1: overlaps region 0");
+    PLANT(rich.regions[0].rank, 1, "region 1: overlaps region 0, or stands behind it by mistake");
+    PLANT(rich.regions[1].name[0], 'a', "region 1: another of pool 0 has its name");
+    PLANT(rich.regions[2].mapped[3], 1ull << 63, "region 2: mapped by attachment 255, which is free");
+    PLANT(rich.regions[2].next, 1, "region 0: is in the list of pool 0 twice");
+    PLANT(rich.regions[2].next, 9, "pool 0: its list of regions leads nowhere after 4");
+    PLANT(rich.regions[1].pool_generation, 0, "pool 0: its list of regions leads nowhere after 2");
+    PLANT(rich.pool->regions, UINT32_MAX, "pool 0: its list of regions leads nowhere after 0");
+    PLANT(rich.pool->regions, 2, "region 0: is in no pool's list");
+    PLANT(rich.pool->region_count, 9, "pool 0: counts 9 regions, has 3");
+    PLANT(rich.pool->region_count, KVP_REGIONS_MAX + 1, "pool 0: a pool's regions can not be");
+    ledger_bed_end(&rich.bed);
+}
+END_TEST
+
 /* ---- destruction ---------------------------------------------------------------------------------------------------
  */
 
@@ -251,6 +295,28 @@ static uint32_t random_of(uint64_t *rng, uint32_t below)
 {
     *rng = *rng * 6364136223846793005ull + 1442695040888963407ull;
     return (uint32_t)(*rng >> 33) % below;
+}
+
+static void use_regions(const struct ledger_bed *bed, uint64_t *rng)
+{
+    struct kvp_region_spec spec = {"c", random_of(rng, 2), 1, 1 + random_of(rng, 900), 1};
+    struct kvp_region_view view;
+    uint64_t missing;
+    uint32_t region, listed = 0;
+    for (region = kvp_region_first(bed->ledger, bed->pool); region != KVP_NONE && listed < 9; listed++)
+        region = kvp_region_next(bed->ledger, region);
+    enum kvp_status statuses[] = {
+        kvp_region_make(bed->ledger, bed->pool, &spec, &region, &missing),
+        kvp_region_find(bed->ledger, bed->pool, 0, "b", &region),
+        kvp_region_get(bed->ledger, 1, &view),
+        kvp_region_map(bed->ledger, 1, 0),
+        kvp_region_unmap(bed->ledger, 1, 0),
+        kvp_region_unmap(bed->ledger, 1, 1),
+        kvp_region_drop(bed->ledger, 1),
+        kvp_pool_delete(bed->ledger, bed->pool),
+    };
+    for (size_t i = 0; i < sizeof(statuses) / sizeof(statuses[0]); i++)
+        ck_assert_str_ne(kvp_status_name(statuses[i]), "KVP_?");
 }
 
 /* Every call on every slot; what they answer does not matter. */
@@ -280,6 +346,7 @@ static void use_all(struct ledger_bed *bed, uint64_t *rng)
         };
         for (size_t i = 0; i < sizeof(statuses) / sizeof(statuses[0]); i++)
             ck_assert_str_ne(kvp_status_name(statuses[i]), "KVP_?");
+        use_regions(bed, rng);
         if (random_of(rng, 2))
             kvp_txn_abort(bed->ledger);
         else
@@ -299,9 +366,10 @@ START_TEST(a_ledger_with_words_destroyed_is_refused_or_used_without_a_crash_or_h
     } ranges[] = {
         {0, 200},
         {SESSIONS_OFFSET, 2 * sizeof(struct block_session)},
-        {POOLS_OFFSET, 256},
+        {POOLS_OFFSET, offsetof(struct block_pool, blob)},
         {JOBS_OFFSET, 128},
         {BUFFERS_OFFSET, 4 * sizeof(struct block_buffer)},
+        {REGIONS_OFFSET, 3 * sizeof(struct block_region)},
         {rich.pool->extent_offset, rich.pool->extent_bytes},
         {rich.pool->extent_offset, 256 + 4 * sizeof(struct block_attachment)},
         {(uint64_t)((unsigned char *)rich.seqs - block->store), rich.pool->extent_bytes - 256 - 16384},
@@ -331,6 +399,7 @@ int main(void)
     tcase_add_test(tcase, the_audit_finds_what_is_wrong_with_lists_keys_and_counts);
     tcase_add_test(tcase, the_audit_finds_what_is_wrong_with_pages);
     tcase_add_test(tcase, the_audit_finds_what_is_wrong_with_jobs);
+    tcase_add_test(tcase, the_audit_finds_what_is_wrong_with_regions);
     suite_add_tcase(suite, tcase);
     TCase *destroyed = tcase_create("destroyed");
     tcase_add_loop_test(destroyed, a_ledger_with_words_destroyed_is_refused_or_used_without_a_crash_or_hang, 0, 400);
