@@ -37,6 +37,8 @@ enum cli_key {
     CLI_DEVICES,
     CLI_LEGACY_IPC,
     CLI_LINGER_MS,
+    CLI_REGION_BYTES,
+    CLI_RANK,
     CLI_LEASE_MS,
     CLI_NAME,
     CLI_RESUME,

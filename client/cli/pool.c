@@ -1,5 +1,5 @@
 /**
- * kvpool pool create|list|show|delete.
+ * kvpool pool create|list|show|delete, and region delete.
  *
  * A pool is described by its model's shape: so many layers of K and V with equal heads, or of MLA's CKV and KPE. What
  * is not uniform over the layers is made by the library or over gRPC.
@@ -77,6 +77,7 @@ static const struct argp_option create_options[] = {
     {"devices", CLI_DEVICES, "UUID[,UUID...]", 0, "GPUs, one slab on each (the first GPU)", 0},
     {"legacy-ipc", CLI_LEGACY_IPC, NULL, 0,
      "Memory of cudaMalloc, shared by cudaIpcMemHandle_t; ends with its executor", 0},
+    {"region-bytes", CLI_REGION_BYTES, "N", 0, "Room for regions behind the pages of each slab (0)", 0},
     {"linger-ms", CLI_LINGER_MS, "MS", 0, "How long a dead session's durable sequences wait for a claim (0)", 0},
     {0}};
 
@@ -148,7 +149,7 @@ static bool make_devices(const struct cli *cli, struct made_spec *made)
 
 static bool make_spec(const struct cli *cli, struct made_spec *made)
 {
-    uint64_t pages, page_tokens, reserved, sequences, tokens, linger;
+    uint64_t pages, page_tokens, reserved, sequences, tokens, linger, regions;
     struct kvp_pool_spec *spec = &made->spec;
 
     if (cli_value(cli, CLI_PAGES) == NULL) {
@@ -162,6 +163,7 @@ static bool make_spec(const struct cli *cli, struct made_spec *made)
         !cli_number(cli, CLI_MAX_SEQUENCES, 0, 0, KVP_SEQUENCES_MAX, &sequences) ||
         !cli_number(cli, CLI_MAX_TOKENS, 0, 0, KVP_SEQUENCE_TOKENS_MAX, &tokens) ||
         !cli_number(cli, CLI_LINGER_MS, 0, 0, UINT32_MAX, &linger) ||
+        !cli_number(cli, CLI_REGION_BYTES, 0, 0, KVP_REGION_BYTES_MAX, &regions) ||
         !parse_word(cli, orders, CLI_ORDER, KVP_ORDER_NHD, &spec->layout.order) ||
         !parse_word(cli, placements, CLI_PLACEMENT, KVP_PLACEMENT_LAYER, &spec->layout.placement))
         return false;
@@ -175,12 +177,34 @@ static bool make_spec(const struct cli *cli, struct made_spec *made)
     spec->max_sequence_tokens = (uint32_t)tokens;
     spec->legacy_ipc = cli_value(cli, CLI_LEGACY_IPC) != NULL;
     spec->linger_ms = (uint32_t)linger;
+    spec->region_bytes = regions;
     return true;
 }
 
 /* ---- showing ----------------------------------------------------------------------------------------------------- */
 
-static json_t *info_json(const struct kvp_pool_info *info)
+/* The regions of a pool, as its description goes with them. */
+struct regions {
+    struct kvp_region_info *list;
+    size_t n;
+};
+
+static json_t *regions_json(const struct regions *regions)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < regions->n; i++) {
+        const struct kvp_region_info *r = &regions->list[i];
+
+        json_array_append_new(list,
+                              json_pack("{s:s, s:I, s:I, s:I, s:I, s:I}", "name", r->name, "rank", (json_int_t)r->rank,
+                                        "offset", (json_int_t)r->offset, "bytes", (json_int_t)r->bytes, "tenant",
+                                        (json_int_t)r->tenant, "mapped", (json_int_t)r->mapped));
+    }
+    return list;
+}
+
+static json_t *info_json(const struct kvp_pool_info *info, const struct regions *regions)
 {
     const struct kvp_pool_spec *spec = &info->spec;
     json_t *planes = json_array(), *devices = json_array();
@@ -201,7 +225,7 @@ static json_t *info_json(const struct kvp_pool_info *info)
         json_array_append_new(devices, json_string(spec->devices[i]));
     snprintf(digest, sizeof(digest), "%016" PRIx64 "%016" PRIx64, info->layout_digest[0], info->layout_digest[1]);
     return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-                     "s:b, s:I, s:s, s:o, s:o}",
+                     "s:b, s:I, s:I, s:s, s:o, s:o, s:o}",
                      "name", spec->name, "model", spec->model, "backend", info->cuda ? "cuda" : "host", "state",
                      info->lost       ? "lost"
                      : info->deleting ? "deleting"
@@ -215,10 +239,11 @@ static json_t *info_json(const struct kvp_pool_info *info)
                      "sequences", (json_int_t)info->sequences, "retiring_sequences",
                      (json_int_t)info->retiring_sequences, "quarantined_pages", (json_int_t)info->quarantined_pages,
                      "attachments", (json_int_t)info->attachments, "legacy_ipc", (int)spec->legacy_ipc, "linger_ms",
-                     (json_int_t)spec->linger_ms, "layout_digest", digest, "devices", devices, "planes", planes);
+                     (json_int_t)spec->linger_ms, "region_bytes", (json_int_t)spec->region_bytes, "layout_digest",
+                     digest, "devices", devices, "planes", planes, "regions", regions_json(regions));
 }
 
-static void print_info(const struct kvp_pool_info *info)
+static void print_info(const struct kvp_pool_info *info, const struct regions *regions)
 {
     const struct kvp_layout_spec *layout = &info->spec.layout;
     const struct kvp_plane_spec *first = &layout->planes[0];
@@ -243,16 +268,27 @@ static void print_info(const struct kvp_pool_info *info)
     printf("attached    %u sessions\n", info->attachments);
     for (uint32_t i = 0; i < info->spec.n_devices; i++)
         printf("device      %s\n", info->spec.devices[i]);
+    for (size_t i = 0; i < regions->n; i++) {
+        const struct kvp_region_info *r = &regions->list[i];
+
+        printf("region      %s: %s at %" PRIu64 " of slab %u, of user %u, mapped by %u\n", r->name,
+               cli_bytes_text(r->bytes, page), r->offset, r->rank, r->tenant, r->mapped);
+    }
 }
 
 static int show(const struct cli *cli, struct kvp_pool_info *info)
 {
+    struct regions regions = {0};
+    enum kvp_status status = kvp_region_list(cli->client, info->spec.name, &regions.list, &regions.n);
     int result = 0;
 
-    if (cli_json(cli))
-        result = cli_print_json(info_json(info));
+    if (status != KVP_OK)
+        result = cli_failed("listing the pool's regions", status);
+    else if (cli_json(cli))
+        result = cli_print_json(info_json(info, &regions));
     else
-        print_info(info);
+        print_info(info, &regions);
+    free(regions.list);
     kvp_pool_info_free(info);
     return result;
 }
@@ -319,11 +355,61 @@ static int run_delete(struct cli *cli)
     return 0;
 }
 
+static const struct argp_option region_options[] = {{"rank", CLI_RANK, "N", 0, "Of which of the pool's slabs (0)", 0},
+                                                    {0}};
+
+/* The library has nothing to say of a region that is not there; an operator may have mistyped it. */
+static enum kvp_status find_region(const struct cli *cli, uint64_t rank, const char *name, bool *ret_there)
+{
+    struct regions regions;
+    enum kvp_status status = kvp_region_list(cli->client, cli->arguments[0], &regions.list, &regions.n);
+
+    if (status != KVP_OK)
+        return status;
+    *ret_there = false;
+    for (size_t i = 0; i < regions.n; i++)
+        *ret_there |= regions.list[i].rank == rank && strcmp(regions.list[i].name, name) == 0;
+    free(regions.list);
+    return KVP_OK;
+}
+
+static int run_region_delete(struct cli *cli)
+{
+    const char *name = cli->arguments[1];
+    struct kvp_pool *pool;
+    enum kvp_status status;
+    uint64_t rank;
+    bool there;
+
+    if (!cli_number(cli, CLI_RANK, 0, 0, KVP_GPUS_MAX - 1, &rank))
+        return 2;
+    status = find_region(cli, rank, name, &there);
+    if (status != KVP_OK)
+        return cli_failed("deleting the region", status);
+    if (!there) {
+        fprintf(stderr, "kvpool: deleting the region: pool %s has no %s in slab %" PRIu64 " (%s)\n", cli->arguments[0],
+                name, rank, kvp_status_name(KVP_ENOENT));
+        return 1;
+    }
+    status = kvp_attach(cli->client, cli->arguments[0], &(struct kvp_attach_options){.metadata_only = true}, &pool);
+    if (status == KVP_OK) {
+        status = kvp_region_unmap(pool, (uint32_t)rank, name, 0);
+        if (status == KVP_OK)
+            status = kvp_detach(pool);
+    }
+    if (status != KVP_OK)
+        return cli_failed("deleting the region", status);
+    if (cli_json(cli))
+        return cli_print_json(json_pack("{s:s}", "deleted", name));
+    printf("deleted %s\n", name);
+    return 0;
+}
+
 #define INFO_KEYS                                                                                                      \
     "name, model, backend, state, pages, page_tokens, free_pages, reserved_pages, order, placement, joined, "          \
     "page_bytes, slab_bytes, max_sequences, max_sequence_tokens, sequences, retiring_sequences, quarantined_pages, "   \
-    "attachments, legacy_ipc, linger_ms, layout_digest, devices[], planes[layer, component, heads, dim, dtype, "       \
-    "offset, page_stride, token_stride, head_stride]."
+    "attachments, legacy_ipc, linger_ms, region_bytes, layout_digest, devices[], planes[layer, component, heads, "     \
+    "dim, dtype, offset, page_stride, token_stride, head_stride], regions[name, rank, offset, bytes, tenant, mapped]."
 
 const struct cli_command cli_pool_commands[] = {
     {.words = "pool create",
@@ -349,4 +435,12 @@ const struct cli_command cli_pool_commands[] = {
      .min_arguments = 1,
      .max_arguments = 1,
      .run = run_delete},
+    {.words = "region delete",
+     .arguments = "POOL NAME",
+     .help = "Give up a region that nobody has mapped.",
+     .json = "deleted.",
+     .options = region_options,
+     .min_arguments = 2,
+     .max_arguments = 2,
+     .run = run_region_delete},
     {0}};

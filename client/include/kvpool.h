@@ -166,7 +166,7 @@ struct kvp_pool_spec {
     const char *const *devices; /* [n_devices] UUIDs of the GPUs, one slab on each; none: the first GPU, or the host */
     uint32_t n_devices;
     bool legacy_ipc;       /* memory of cudaMalloc for cudaIpcMemHandle_t: dies with its executor */
-    uint64_t region_bytes; /* behind the pages, for regions */
+    uint64_t region_bytes; /* room for regions behind the pages of each slab; rounded up to 4 KiB, on a GPU 2 MiB */
     uint32_t linger_ms;    /* how long durable sequences of a dead session wait for a claim */
 };
 
@@ -208,7 +208,7 @@ KVP_API void kvp_pool_info_free(struct kvp_pool_info *info);
 /** The names of all pools: [ret_n], to be freed by one free() of *ret_names. */
 KVP_API enum kvp_status kvp_pool_list(struct kvp_client *client, char ***ret_names, size_t *ret_n);
 
-/** @retval KVP_ENOENT  there is none @retval KVP_EBUSY  sessions are attached, or pages retire */
+/** @retval KVP_ENOENT  there is none @retval KVP_EBUSY  sessions are attached, pages retire, or regions are there */
 KVP_API enum kvp_status kvp_pool_delete(struct kvp_client *client, const char *name);
 
 /* ---- attaching: the pool's memory, mapped here ------------------------------------------------------------------- */
@@ -262,6 +262,66 @@ KVP_API void *kvp_slab(const struct kvp_pool *pool, uint32_t rank);
  */
 KVP_API enum kvp_status kvp_pool_plane(const struct kvp_pool *pool, uint32_t rank, uint32_t plane,
                                        struct kvp_plane_view *ret_view);
+
+/* ---- regions: named ranges of a slab, for tensors that the caller shapes ----------------------------------------- */
+
+/*
+ * A region lies in a rank's slab, behind the pages. It belongs to the user who made it, and stays, with its bytes, until
+ * it is given up: its maker may die, and the daemon be killed. kvpool never writes into one: a new region holds what
+ * the last user of its range left there (zeros, where none was).
+ */
+enum kvp_region_flags {
+    KVP_REGION_EXCLUSIVE = 1u << 0, /* of kvp_region_map: while no other session has it mapped */
+    KVP_REGION_KEEP = 1u << 1,      /* of kvp_region_unmap: it stays for who maps it next */
+};
+
+struct kvp_region {
+    void *address;   /* as kvp_slab's: a host address, or a device address of that rank's GPU */
+    uint64_t offset; /* from the start of the slab */
+    uint64_t bytes;
+    bool existed; /* it was there already: its bytes are those that were left */
+};
+
+/**
+ * Find a region by its name, or make it. This session has it mapped until kvp_region_unmap, kvp_detach or its end.
+ *
+ * @param name   1..KVP_NAME_BYTES_MAX letters, digits and ._-:/+@, unique in the rank's slab
+ * @param bytes  of one that is there, what it has; 0: whatever it has, and none is made
+ * @param flags  0 or KVP_REGION_EXCLUSIVE
+ *
+ * @retval KVP_EMISMATCH  it is there, and has another size; the text names both
+ * @retval KVP_ENOENT     bytes is 0, and it is not there
+ * @retval KVP_ELIMIT     no gap between the regions of the slab is large enough, or KVP_REGIONS_MAX are there
+ * @retval KVP_EINVAL     more than the pool has for regions, or rank or name can not be
+ * @retval KVP_EPERM      it is another user's
+ * @retval KVP_EBUSY      another session has it mapped (KVP_REGION_EXCLUSIVE)
+ * @retval KVP_EAGAIN     … and that one is dead, but not proven gone: try again
+ */
+KVP_API enum kvp_status kvp_region_map(struct kvp_pool *pool, uint32_t rank, const char *name, uint64_t bytes,
+                                       unsigned flags, struct kvp_region *ret_region);
+
+/**
+ * Have a region mapped no more and, without KVP_REGION_KEEP, give its range up. One that is not there is fine. The
+ * caller's GPU must be done with it.
+ *
+ * @param flags  0 or KVP_REGION_KEEP
+ * @retval KVP_EBUSY   another session has it mapped; KVP_EAGAIN as in kvp_region_map
+ * @retval KVP_EPERM   it is another user's
+ */
+KVP_API enum kvp_status kvp_region_unmap(struct kvp_pool *pool, uint32_t rank, const char *name, unsigned flags);
+
+struct kvp_region_info {
+    const char *name;
+    uint32_t rank;
+    uint32_t tenant; /* whose: a uid */
+    uint32_t mapped; /* sessions that have it mapped; dead ones, too, until they are proven gone */
+    uint64_t offset; /* from the start of the slab */
+    uint64_t bytes;
+};
+
+/** The regions of a pool by rank and offset: [ret_n], to be freed by one free() of *ret_regions. */
+KVP_API enum kvp_status kvp_region_list(struct kvp_client *client, const char *pool,
+                                        struct kvp_region_info **ret_regions, size_t *ret_n);
 
 /* ---- sequences --------------------------------------------------------------------------------------------------- */
 

@@ -65,6 +65,8 @@ static const struct kvp_rpc_method methods[] = {
     METHOD(GET_STATS, "GetStats", get_stats, false, KVP_OK),
     METHOD(AUDIT, "Audit", audit, false, KVP_OK),
     METHOD(RELEASE_QUARANTINE, "ReleaseQuarantine", release_quarantine, true, KVP_OK),
+    METHOD(MAP_REGION, "MapRegion", map_region, true, KVP_OK),
+    METHOD(UNMAP_REGION, "UnmapRegion", unmap_region, true, KVP_OK),
 };
 
 static const struct kvp_rpc_method *find_method(uint16_t number)

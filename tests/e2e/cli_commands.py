@@ -1,4 +1,5 @@
 """Every command of kvpool, with right and with wrong input, against a daemon of its own."""
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -10,11 +11,35 @@ SMALL = ["--pages", "32", "--layers", "2", "--kv-heads", "2", "--head-dim", "16"
 TOKEN_BYTES = 2 * 2 * 2 * 16 * 2  # layers, K and V, heads, dim, fp16
 
 
+class ConnectOptions(ctypes.Structure):
+    """struct kvp_connect_options"""
+    _fields_ = [("connect_ms", ctypes.c_uint32), ("reconnect_ms", ctypes.c_uint32), ("call_ms", ctypes.c_uint32),
+                ("session", ctypes.c_char_p)]
+
+
+@contextlib.contextmanager
+def attached(case, pool, token=None):
+    """The library and its kvp_pool, with the slab mapped."""
+    path = pathlib.Path(os.environ["KVPOOL_BIN_DIR"]).parent / "lib" / "libkvpool.so.0"
+    if any(name in path.read_bytes() for name in (b"__asan_init", b"__tsan_init")):
+        case.skipTest("a library with a sanitizer does not load into Python")
+    library = ctypes.CDLL(str(path))
+    client, mapped = ctypes.c_void_p(), ctypes.c_void_p()
+    options = ConnectOptions(session=token.encode() if token else None)
+    endpoint = str(case.daemon.session_socket).encode()
+    case.assertEqual(library.kvp_connect(endpoint, ctypes.byref(options), ctypes.byref(client)), 0)
+    case.assertEqual(library.kvp_attach(client, pool.encode(), None, ctypes.byref(mapped)), 0)
+    try:
+        yield library, mapped
+    finally:
+        library.kvp_disconnect(client)
+
+
 class Program(cli_house.Case):
     def test_help_lists_every_command_but_hidden_ones(self):
         text = self.run_cli("--help").stdout
-        for command in ("status", "audit", "pool create", "pool list", "pool show", "pool delete", "session open",
-                        "session close", "seq open", "seq advance", "seq append", "seq fork", "seq close", "seq list",
+        for command in ("status", "audit", "pool create", "pool list", "pool show", "pool delete", "region delete",
+                        "session open", "session close", "seq open", "seq advance", "seq append", "seq fork", "seq close", "seq list",
                         "seq show", "seqlens", "page-table", "quarantine release", "demo"):
             self.assertIn(f"  {command} ", text)
         self.assertNotIn("demo-worker", text)
@@ -97,6 +122,31 @@ class Pools(cli_house.Case):
         self.assertIn("pool        a (host, live)", self.run_cli("pool", "show", "a").stdout)
         self.assertEqual(self.json_of("pool", "delete", "a"), {"deleted": "a"})
         self.assertNotIn("a", self.json_of("pool", "list")["pools"])
+
+    def test_regions_are_shown_and_given_up(self):
+        pool = ("--region-bytes", "65536")
+        self.assertEqual(self.json_of("pool", "create", "r", *SMALL, *pool)["regions"], [])
+        self.addCleanup(self.run_cli, "pool", "delete", "r")
+        with attached(self, "r") as (library, attached_pool):
+            room = (ctypes.c_uint64 * 4)()  # struct kvp_region
+            self.assertEqual(library.kvp_region_map(attached_pool, 0, b"kv/0", ctypes.c_uint64(5000), 0, room), 0)
+            shown = self.json_of("pool", "show", "r")
+            region = {"name": "kv/0", "rank": 0, "offset": shown["slab_bytes"] - 65536, "bytes": 5000,
+                      "tenant": os.getuid(), "mapped": 1}
+            self.assertEqual((shown["region_bytes"], shown["regions"]), (65536, [region]))
+            self.fails("KVP_EBUSY", "region", "delete", "r", "kv/0", text="is mapped by session")
+            self.assertEqual(library.kvp_detach(attached_pool), 0)
+        self.assertRegex(self.run_cli("pool", "show", "r").stdout,
+                         r"(?m)^region      kv/0: 4.9 KiB at \d+ of slab 0, of user \d+, mapped by 0$")
+        self.fails("KVP_EBUSY", "pool", "delete", "r", text="1 regions")
+        self.fails("KVP_ENOENT", "region", "delete", "r", "kv/1", text="pool r has no kv/1 in slab 0")
+        self.fails("KVP_ENOENT", "region", "delete", "nowhere", "kv/0")
+        self.fails("KVP_ENOENT", "region", "delete", "r", "kv/0", "--rank", "1", text="in slab 1")
+        self.misused("region", "delete", "r", text="POOL NAME")
+        self.misused("region", "delete", "r", "kv/0", "--rank", "16", text="--rank")
+        self.assertEqual(self.json_of("region", "delete", "r", "kv/0"), {"deleted": "kv/0"})
+        self.assertEqual(self.json_of("pool", "show", "r")["regions"], [])
+        self.assert_clean()
 
     def test_mla_and_joined_pools_have_their_planes(self):
         mla = self.json_of("pool", "create", "mla", "--pages", "4", "--layers", "3", "--mla", "512,64", "--dtype", "bf16",
@@ -322,12 +372,6 @@ class Sequences(cli_house.Case):
         self.run_cli("session", "close", session=other)
 
 
-class ConnectOptions(ctypes.Structure):
-    """struct kvp_connect_options"""
-    _fields_ = [("connect_ms", ctypes.c_uint32), ("reconnect_ms", ctypes.c_uint32), ("call_ms", ctypes.c_uint32),
-                ("session", ctypes.c_char_p)]
-
-
 class Quarantine(cli_house.Case):
     def setUp(self):
         self.run_cli("pool", "create", "q", *SMALL, "--page-tokens", "4")
@@ -338,16 +382,8 @@ class Quarantine(cli_house.Case):
 
     def map_pool(self, token):
         """Attach it with its slab in a session by lease: nothing proves then that no one writes any more."""
-        path = pathlib.Path(os.environ["KVPOOL_BIN_DIR"]).parent / "lib" / "libkvpool.so.0"
-        if any(name in path.read_bytes() for name in (b"__asan_init", b"__tsan_init")):
-            self.skipTest("a library with a sanitizer does not load into Python")
-        library = ctypes.CDLL(str(path))
-        client, pool = ctypes.c_void_p(), ctypes.c_void_p()
-        options = ConnectOptions(session=token.encode())
-        endpoint = str(self.daemon.session_socket).encode()
-        self.assertEqual(library.kvp_connect(endpoint, ctypes.byref(options), ctypes.byref(client)), 0)
-        self.assertEqual(library.kvp_attach(client, b"q", None, ctypes.byref(pool)), 0)
-        library.kvp_disconnect(client)
+        with attached(self, "q", token):
+            pass
 
     def test_what_a_session_left_mapped_is_released_by_its_id(self):
         opened = self.json_of("session", "open")

@@ -96,6 +96,82 @@ START_TEST(a_session_by_lease_is_used_by_one_client_after_another)
 }
 END_TEST
 
+/* ---- regions ----------------------------------------------------------------------------------------------------- */
+
+START_TEST(a_region_and_its_bytes_are_found_again_after_its_makers_session)
+{
+    struct kvp_region_info *regions;
+    struct kvp_region made, found;
+    struct kvp_client *other;
+    struct kvp_pool *theirs;
+    size_t n;
+
+    ck_ok(kvp_connect(daemon_.socket, NULL, &other));
+    ck_ok(kvp_attach(other, "p", NULL, &theirs));
+    ck_ok(kvp_region_map(theirs, 0, "kv/0", 5000, KVP_REGION_EXCLUSIVE, &made));
+    ck_assert(!made.existed && made.bytes == 5000);
+    ck_assert_ptr_eq(made.address, (unsigned char *)kvp_slab(theirs, 0) + made.offset);
+    memset(made.address, 0x5a, made.bytes);
+    ck_assert_int_eq(kvp_region_map(pool, 0, "kv/0", 5000, KVP_REGION_EXCLUSIVE, &found), KVP_EBUSY);
+    ck_ok(kvp_detach(theirs));
+    kvp_disconnect(other);
+
+    ck_ok(kvp_region_map(pool, 0, "kv/0", 0, KVP_REGION_EXCLUSIVE, &found));
+    ck_assert(found.existed && found.bytes == 5000 && found.offset == made.offset);
+    for (size_t i = 0; i < found.bytes; i++)
+        ck_assert_uint_eq(((unsigned char *)found.address)[i], 0x5a);
+    ck_ok(kvp_region_map(pool, 0, "kv/1", 1, 0, &made));
+    ck_ok(kvp_region_list(client, "p", &regions, &n));
+    ck_assert_uint_eq(n, 2);
+    ck_assert_str_eq(regions[0].name, "kv/0");
+    ck_assert(regions[0].offset == found.offset && regions[0].bytes == 5000 && regions[0].mapped == 1);
+    ck_assert(regions[0].tenant == getuid() && regions[0].rank == 0);
+    ck_assert_str_eq(regions[1].name, "kv/1");
+    free(regions);
+    ck_assert_int_eq(kvp_pool_delete(client, "p"), KVP_EBUSY);
+    ck_ok(kvp_region_unmap(pool, 0, "kv/0", KVP_REGION_KEEP));
+    ck_ok(kvp_region_unmap(pool, 0, "kv/0", 0));
+    ck_ok(kvp_region_unmap(pool, 0, "kv/1", 0));
+    ck_ok(kvp_region_list(client, "p", &regions, &n));
+    ck_assert_uint_eq(n, 0);
+    free(regions);
+}
+END_TEST
+
+START_TEST(a_region_that_can_not_be_is_refused_with_the_values)
+{
+    struct kvp_attach_options metadata = {.metadata_only = true};
+    struct kvp_region_info *regions;
+    struct kvp_region region;
+    struct kvp_client *other;
+    struct kvp_pool *theirs;
+    size_t n;
+
+    ck_ok(kvp_region_map(pool, 0, "kv", 4096, 0, &region));
+    ck_assert_int_eq(kvp_region_map(pool, 0, "kv", 8192, 0, &region), KVP_EMISMATCH);
+    ck_assert_ptr_nonnull(strstr(kvp_error_text(), "bytes: 8192, region \"kv\" of pool \"p\" has 4096"));
+    ck_assert_int_eq(kvp_region_map(pool, 0, "more", REGION_BYTES, 0, &region), KVP_ELIMIT);
+    ck_assert_ptr_nonnull(strstr(kvp_error_text(), "is of 61440, 4096 are missing"));
+    ck_assert_int_eq(kvp_region_map(pool, 0, "more", REGION_BYTES + 1, 0, &region), KVP_EINVAL);
+    ck_assert_int_eq(kvp_region_map(pool, 0, "nowhere", 0, 0, &region), KVP_ENOENT);
+    ck_assert_int_eq(kvp_region_map(pool, 0, NULL, 1, 0, &region), KVP_EINVAL);
+    ck_assert_int_eq(kvp_region_map(pool, 1, "kv", 4096, 0, &region), KVP_EINVAL);
+    ck_assert_ptr_nonnull(strstr(kvp_error_text(), "rank 1 of pool p is not mapped"));
+    ck_assert_int_eq(kvp_region_map(pool, 0, "kv", 4096, KVP_REGION_KEEP, &region), KVP_EINVAL);
+    ck_assert_int_eq(kvp_region_unmap(pool, 0, "kv", KVP_REGION_EXCLUSIVE), KVP_EINVAL);
+    ck_assert_int_eq(kvp_region_unmap(pool, 9, "kv", 0), KVP_EINVAL);
+    ck_assert_int_eq(kvp_region_list(client, "nowhere", &regions, &n), KVP_ENOENT);
+    ck_ok(kvp_connect(daemon_.socket, NULL, &other));
+    ck_ok(kvp_attach(other, "p", &metadata, &theirs));
+    ck_assert_int_eq(kvp_region_map(theirs, 0, "kv", 4096, 0, &region), KVP_EINVAL);
+    ck_assert_int_eq(kvp_region_unmap(theirs, 0, "kv", 0), KVP_EBUSY);
+    ck_ok(kvp_region_unmap(pool, 0, "kv", KVP_REGION_KEEP));
+    ck_ok(kvp_region_unmap(theirs, 0, "kv", 0));
+    ck_ok(kvp_region_unmap(theirs, 0, "kv", 0));
+    kvp_disconnect(other);
+}
+END_TEST
+
 /* ---- the main path ----------------------------------------------------------------------------------------------- */
 
 START_TEST(tokens_written_here_are_read_in_place_by_another_session)
@@ -436,6 +512,8 @@ int main(void)
     tcase_add_test(tcase, attach_refuses_another_model_or_layout);
     tcase_add_test(tcase, a_pool_with_open_sequences_stays_attached);
     tcase_add_test(tcase, a_session_by_lease_is_used_by_one_client_after_another);
+    tcase_add_test(tcase, a_region_and_its_bytes_are_found_again_after_its_makers_session);
+    tcase_add_test(tcase, a_region_that_can_not_be_is_refused_with_the_values);
     tcase_add_test(tcase, tokens_written_here_are_read_in_place_by_another_session);
     tcase_add_test(tcase, a_step_computes_what_the_calls_answer);
     tcase_add_test(tcase, a_step_over_what_is_reserved_or_made_is_refused);

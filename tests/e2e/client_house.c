@@ -22,7 +22,8 @@ struct kvp_pool_spec house_spec(void)
         .name = "p",
         .model = "of the house",
         .layout = {.pages = PAGES, .page_tokens = PAGE_TOKENS, .n_planes = PLANES, .planes = planes},
-        .max_sequences = 16};
+        .max_sequences = 16,
+        .region_bytes = REGION_BYTES};
 }
 
 void house_open(void)

@@ -12,6 +12,7 @@
 
 #define PAGES       32u
 #define PAGE_TOKENS 4u
+#define REGION_BYTES 65536u
 #define PLANES      4u              /* two layers of K and V */
 #define ROW_BYTES   (2u * 16u * 2u) /* 2 heads of 16, fp16 */
 

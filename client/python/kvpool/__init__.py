@@ -51,6 +51,7 @@ from .page import (
 )
 from .plane import Plane
 from .pool import Advance, Pool
+from .region import Region, RegionInfo
 from .sequence import Point, Sequence, SequenceInfo
 from .spec import PlaneSpec, PoolInfo, PoolSpec
 
@@ -59,8 +60,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Advance", "AlreadyExists", "BadIndex", "Busy", "Client", "DeviceError", "Disconnected", "InternalError",
     "InvalidArgument", "KvpoolError", "LayoutMismatch", "LedgerCorrupt", "LimitReached", "Mismatch", "NoDevice",
-    "NotFound", "NotPermitted", "NotServed", "OutOfMemory", "OutOfPages", "PagedKVCacheManager", "Plane", "PlaneSpec",
-    "Point", "Pool", "PoolInfo", "PoolLost", "PoolSpec", "ProtocolError", "Sequence", "SequenceInfo", "SessionEnded",
-    "SessionInfo", "StaleHandle", "Status", "TimedOut", "TryAgain", "append_paged_kv_cache",
-    "append_paged_mla_kv_cache", "connect", "get_batch_indices_positions", "get_seq_lens",
+    "NotFound", "NotPermitted", "NotServed", "OutOfMemory", "OutOfPages", "PagedKVCacheManager", "Plane",
+    "PlaneSpec", "Point", "Pool", "PoolInfo", "PoolLost", "PoolSpec", "ProtocolError", "Region", "RegionInfo",
+    "Sequence", "SequenceInfo", "SessionEnded", "SessionInfo", "StaleHandle", "Status", "TimedOut", "TryAgain",
+    "append_paged_kv_cache", "append_paged_mla_kv_cache", "connect", "get_batch_indices_positions", "get_seq_lens",
 ]

@@ -41,6 +41,8 @@ TIMELINES_MAX = 16
 DLPACK_DIMS_MAX = 8
 DURABLE = 1
 TRUNCATE = 2
+REGION_EXCLUSIVE = 1
+REGION_KEEP = 2
 ADDRESS_CSR = 1
 ADDRESS_SLOTS = 2
 ADDRESS_TABLE = 4
@@ -447,6 +449,31 @@ class IndexArgs(Structure):
     ]
 
 
+class Region(Structure):
+    address: int
+    offset: int
+    bytes: int
+    existed: bool
+    _fields_ = [("address", c_void_p), ("offset", c_uint64), ("bytes", c_uint64), ("existed", c_bool)]
+
+
+class RegionInfo(Structure):
+    name: bytes
+    rank: int
+    tenant: int
+    mapped: int
+    offset: int
+    bytes: int
+    _fields_ = [
+        ("name", c_char_p),
+        ("rank", c_uint32),
+        ("tenant", c_uint32),
+        ("mapped", c_uint32),
+        ("offset", c_uint64),
+        ("bytes", c_uint64),
+    ]
+
+
 class DlpackTensor(Structure):
     data: int
     device_type: int
@@ -491,6 +518,8 @@ STRUCTS: dict[str, type[Structure]] = {
     "kvp_append_args": AppendArgs,
     "kvp_gather_args": GatherArgs,
     "kvp_index_args": IndexArgs,
+    "kvp_region": Region,
+    "kvp_region_info": RegionInfo,
     "kvp_dlpack_tensor": DlpackTensor,
 }
 
@@ -515,6 +544,9 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "kvp_pool_info": (_P, [_P]),
     "kvp_pool_state": (_STATUS, [_P]),
     "kvp_pool_plane": (_STATUS, [_P, c_uint32, c_uint32, _P]),
+    "kvp_region_map": (_STATUS, [_P, c_uint32, c_char_p, c_uint64, c_uint, _P]),
+    "kvp_region_unmap": (_STATUS, [_P, c_uint32, c_char_p, c_uint]),
+    "kvp_region_list": (_STATUS, [_P, c_char_p, _P, _P]),
     "kvp_seq_open": (_STATUS, [_P, c_uint32, _P, c_uint, _P]),
     "kvp_advance_begin": (_STATUS, [_P, c_uint32, _P, _P, _P, c_uint, _P]),
     "kvp_advance_wait": (_STATUS, [_P, _P, _P, _P]),

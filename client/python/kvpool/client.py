@@ -251,7 +251,7 @@ class Client:
             _abi.library().kvp_pool_info_free(ctypes.cast(info, ctypes.c_void_p))
 
     def delete_pool(self, name: str) -> None:
-        """Raises NotFound; Busy while sessions have it attached, or its pages retire."""
+        """Raises NotFound; Busy while sessions have it attached, its pages retire, or it has regions."""
         check(_abi.library().kvp_pool_delete(self.pointer, name.encode()))
 
     def audit(self) -> list[str]:

@@ -14,6 +14,7 @@ from ._append import Source, Steps, sources_of
 from .client import Owner
 from .errors import Busy, Disconnected, InvalidArgument, PoolLost, SessionEnded, StaleHandle, check, fail
 from .plane import Plane
+from .region import Region, RegionInfo, map_region
 from .sequence import Point, Sequence, SequenceInfo
 from .spec import PlaneSpec, PoolInfo, info_from_c
 
@@ -224,6 +225,37 @@ class Pool:
         if not index:
             raise InvalidArgument(f"layer {layer} is none of the {self.layers} of pool {self.name}")
         return index
+
+    # ---- regions -------------------------------------------------------------------------------------------------
+
+    def region(self, name: str, nbytes: int = 0, *, rank: int = 0, exclusive: bool = False) -> Region:
+        """Find a named range of the slab behind the pages, or make it: for arrays of the caller's own shapes.
+
+        It stays, with its bytes, until it is dropped: this process may die, and the daemon be killed. `nbytes`: of one
+        that is there, what it has; 0: whatever it has, and none is made. `exclusive`: while no other session has it.
+        kvpool never writes into it: what a new one holds is what the last user of its range left (zeros, at first).
+
+        Raises Mismatch where it has another size, NotFound where nbytes is 0 and it is not there, LimitReached where
+        no gap is large enough, InvalidArgument, NotPermitted where it is another user's, Busy where another session
+        has it (`exclusive`), TryAgain where that one died and is not proven gone.
+        """
+        return map_region(self, name, nbytes, rank, exclusive)
+
+    def drop_region(self, name: str, *, rank: int = 0) -> None:
+        """Give a region up; one that is not there is fine. The GPU must be done with it. Raises Busy where another
+        session has it, TryAgain where that one died and is not proven gone, NotPermitted."""
+        check(_abi.library().kvp_region_unmap(self.pointer, rank, name.encode(), 0))
+
+    def regions(self) -> list[RegionInfo]:
+        """The regions of the pool, by rank and offset: one call."""
+        found = ctypes.POINTER(_abi.RegionInfo)()
+        n = ctypes.c_size_t()
+        check(_abi.library().kvp_region_list(self.client.pointer, self.name.encode(), ctypes.byref(found),
+                                             ctypes.byref(n)))
+        listed = [RegionInfo(one.name.decode(), one.rank, one.offset, one.bytes, one.tenant, one.mapped)
+                  for one in found[: n.value]]
+        _abi.libc().free(ctypes.cast(found, ctypes.c_void_p))
+        return listed
 
     # ---- sequences -----------------------------------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ class PoolSpec(NamedTuple):
     devices: tuple[str, ...] = ()
     """UUIDs of the GPUs, one slab on each; none: the first GPU, or the host."""
     region_bytes: int = 0
+    """Room for regions (`Pool.region`) behind the pages of each slab."""
     linger_ms: int = 0
     """How long durable sequences of a dead session wait for a claim."""
 

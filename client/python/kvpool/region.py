@@ -1,0 +1,90 @@
+"""Regions: named ranges of a pool's slab that outlive the processes that use them, as arrays of the caller's shapes."""
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _abi
+from .errors import InvalidArgument, check
+from .plane import Plane
+from .spec import dtype_code
+
+if TYPE_CHECKING:
+    from .client import Owner
+    from .pool import Pool
+
+
+class RegionInfo(NamedTuple):
+    """A region as the daemon lists it."""
+
+    name: str
+    rank: int
+    """Whose slab it is in."""
+    offset: int
+    """Bytes from the start of the slab."""
+    nbytes: int
+    tenant: int
+    """Whose it is: a uid."""
+    mapped: int
+    """Sessions that have it mapped; dead ones, too, until they are proven gone."""
+
+
+class Region:
+    """A range of the slab, mapped here by `Pool.region`. It holds the mapping, as every array made of it does."""
+
+    __slots__ = ("_cuda", "_owner", "_pool", "existed", "name", "nbytes", "offset", "pointer", "rank")
+
+    def __init__(self, pool: Pool, owner: Owner, name: str, rank: int, found: _abi.Region) -> None:
+        self._pool = pool
+        self._owner = owner.share()
+        self._cuda = pool.info.cuda
+        self.name = name
+        self.rank = rank
+        self.nbytes: int = found.bytes
+        self.offset: int = found.offset
+        """Bytes from the start of the slab."""
+        self.pointer: int = found.address
+        """A host address, or a device address of that rank's GPU."""
+        self.existed = bool(found.existed)
+        """It was there already: its bytes are those that were left."""
+
+    def __repr__(self) -> str:
+        return f"<kvpool.Region {self.name}: {self.nbytes} bytes at {self.offset} of pool {self._pool.name}>"
+
+    def array(self, shape: Sequence[int], dtype: str = "uint8", offset: int = 0) -> Plane:
+        """Its bytes from `offset` on as a dense array, for `torch.from_dlpack`, `numpy.asarray` and their like. Raises
+        InvalidArgument where the array is not within the region."""
+        code = dtype_code(dtype)
+        size, strides = _abi.DTYPES[code][1], []
+        count = size
+        for extent in reversed(shape):
+            if extent < 0:
+                raise InvalidArgument(f"an array of shape {list(shape)}")
+            strides.append(count)
+            count *= extent
+        if len(shape) == 0 or len(shape) > _abi.DLPACK_DIMS_MAX:
+            raise InvalidArgument(f"an array of {len(shape)} dimensions, must be 1 to {_abi.DLPACK_DIMS_MAX}")
+        if offset < 0 or offset % size or offset + count > self.nbytes:
+            raise InvalidArgument(f"{list(shape)} of {dtype} at {offset} are {count} bytes, not within the "
+                                  f"{self.nbytes} of region {self.name}")
+        return Plane(self._owner, self.pointer + offset, tuple(shape), tuple(reversed(strides)), code, self._cuda)
+
+    def unmap(self) -> None:
+        """Have it mapped no more; it stays, with its bytes, for who maps it next. The GPU must be done with it."""
+        check(_abi.library().kvp_region_unmap(self._pool.pointer, self.rank, self.name.encode(), _abi.REGION_KEEP))
+
+    def drop(self) -> None:
+        """Give it up, as `Pool.drop_region`. Arrays of it stay readable, and are another's to write."""
+        self._pool.drop_region(self.name, rank=self.rank)
+
+
+def map_region(pool: Pool, name: str, nbytes: int, rank: int, exclusive: bool) -> Region:
+    """`Pool.region`."""
+    if not 0 <= nbytes < 1 << 64 or rank < 0:
+        raise InvalidArgument(f"a region of {nbytes} bytes of rank {rank}")
+    found: Any = _abi.Region()
+    check(_abi.library().kvp_region_map(pool.pointer, rank, name.encode(), nbytes,
+                                        _abi.REGION_EXCLUSIVE if exclusive else 0, ctypes.byref(found)))
+    assert pool._owner is not None
+    return Region(pool, pool._owner, name, rank, found)
