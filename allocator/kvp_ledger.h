@@ -73,6 +73,11 @@ struct kvp_ledger {
     bool in_txn;
     uint32_t txn_stores;
     uint32_t txn_serial;
+    uint64_t changes; /* transactions that changed something, since it was opened: who compares it sees whether any did */
+    /* private: a snapshot under way */
+    unsigned char *copy; /* NULL: none */
+    uint64_t copied;     /* what is stored below this goes to the copy, too */
+    bool copy_stale;
 };
 
 struct kvp_uuid {
@@ -673,6 +678,32 @@ uint32_t kvp_job_first(const struct kvp_ledger *ledger, struct kvp_job_id job);
 uint32_t kvp_job_next(const struct kvp_ledger *ledger, struct kvp_job_id job, uint32_t slot);
 /** The job is over: with `written`, its sequences have their tokens; without, they stay as they were. */
 enum kvp_status kvp_job_close(struct kvp_ledger *ledger, struct kvp_job_id job, bool written);
+
+/* ---- snapshots ---------------------------------------------------------------------------------------------------- */
+
+/*
+ * A copy of the ledger as it is at one moment, taken in slices while transactions go on between them: what is stored into
+ * the part copied so far is stored into the copy as well. So when all of it is copied, the copy is the ledger as it is
+ * then; see snapshot.c. Holes of the block are not copied, nor what is dead in rows.
+ */
+
+/**
+ * Begin; one that is under way is given up. Outside a transaction, as kvp_snapshot_step.
+ * @param memory  as many bytes as the block has, zeroed; only the first kvp_snapshot_bytes are stored to. Untouched after
+ *                the snapshot is taken or given up
+ */
+void kvp_snapshot_begin(struct kvp_ledger *ledger, unsigned char *memory);
+/** The bytes up to the end of the last pool's extent. */
+size_t kvp_snapshot_bytes(const struct kvp_ledger *ledger);
+/**
+ * Copy the next `budget` bytes, or somewhat more.
+ * @param ret_taken     all is copied: the snapshot is taken, and the ledger is done with its memory
+ * @param ret_snapshot  written then: a ledger to read, by any thread; a store to it faults
+ * @retval KVP_EAGAIN  a pool was made meanwhile, and the snapshot is given up: begin again, in memory that is zeroed
+ */
+enum kvp_status kvp_snapshot_step(struct kvp_ledger *ledger, size_t budget, bool *ret_taken,
+                                  struct kvp_ledger *ret_snapshot);
+void kvp_snapshot_give_up(struct kvp_ledger *ledger);
 
 /* ---- audit ------------------------------------------------------------------------------------------------------- */
 

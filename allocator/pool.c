@@ -263,6 +263,7 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
     put32(ledger, &pool->region_count, 0);
     put32(ledger, &pool->generation, generation);
     put32(ledger, &pool->state, KVP_POOL_LIVE);
+    ledger->copy_stale = true;
     *ret_pool = (struct kvp_pool_id){slot, generation};
     return KVP_OK;
 }

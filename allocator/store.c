@@ -10,6 +10,8 @@
  * can die and be done again, since restoring a word twice restores it. Without the log go: words that are dead before
  * the transaction (put32_dead), the epoch, and the header of a new ledger, whose magic is stored last.
  *
+ * While a snapshot is taken (snapshot.c), a word that lies in the part copied so far is stored there as well.
+ *
  * One thread, between kvp_txn_begin and its commit or abort. At most KVP_TXN_STORES_MAX logged stores in a transaction.
  */
 #include "internal.h"
@@ -47,6 +49,27 @@ static inline void store64(struct kvp_ledger *ledger, uint64_t offset, uint64_t 
     atomic_signal_fence(memory_order_seq_cst);
 }
 
+/* A word of the part that a snapshot under way has copied. Out of line: all that a store pays for it is one branch. */
+static __attribute__((noinline, cold)) void copy_word(struct kvp_ledger *ledger, uint64_t offset, size_t size)
+{
+    memcpy(ledger->copy + offset, ledger->store + offset, size);
+}
+
+/* The same as storeN, of a word that a snapshot may have copied: of any but the header's and the log's. */
+static inline void change32(struct kvp_ledger *ledger, uint64_t offset, uint32_t value)
+{
+    store32(ledger, offset, value);
+    if (__builtin_expect(offset < ledger->copied, 0))
+        copy_word(ledger, offset, sizeof(value));
+}
+
+static inline void change64(struct kvp_ledger *ledger, uint64_t offset, uint64_t value)
+{
+    store64(ledger, offset, value);
+    if (__builtin_expect(offset < ledger->copied, 0))
+        copy_word(ledger, offset, sizeof(value));
+}
+
 #ifdef KVPOOL_NO_UNDO_LOG /* a bench's, to tell what the log costs: nothing can be undone */
 static inline void log_old(struct kvp_ledger *ledger, uint64_t where, uint64_t old)
 {
@@ -72,20 +95,20 @@ void put32(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value)
 {
     uint64_t offset = offset_of(ledger, word);
     log_old(ledger, offset, *word);
-    store32(ledger, offset, value);
+    change32(ledger, offset, value);
 }
 
 void put64(struct kvp_ledger *ledger, const uint64_t *word, uint64_t value)
 {
     uint64_t offset = offset_of(ledger, word);
     log_old(ledger, offset | 1, *word);
-    store64(ledger, offset, value);
+    change64(ledger, offset, value);
 }
 
 void put32_dead(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value)
 {
     KVP_ASSERT(ledger->in_txn);
-    store32(ledger, offset_of(ledger, word), value);
+    change32(ledger, offset_of(ledger, word), value);
 }
 
 uint32_t txn_room_left(const struct kvp_ledger *ledger)
@@ -109,8 +132,10 @@ void kvp_txn_begin(struct kvp_ledger *ledger)
 void kvp_txn_commit(struct kvp_ledger *ledger)
 {
     KVP_ASSERT(ledger->in_txn);
-    if (ledger->txn_stores != 0)
+    if (ledger->txn_stores != 0) {
         store64(ledger, offsetof(struct block_header, log_count), 0);
+        ledger->changes++;
+    }
     ledger->txn_stores = 0;
     ledger->in_txn = false;
 }
@@ -121,9 +146,9 @@ static void roll_back(struct kvp_ledger *ledger, uint64_t entries)
     const struct block_log_entry *log = log_of(ledger);
     for (uint64_t i = entries; i-- > 0;) {
         if (log[i].where & 1)
-            store64(ledger, log[i].where & ~1ull, log[i].old);
+            change64(ledger, log[i].where & ~1ull, log[i].old);
         else
-            store32(ledger, log[i].where, (uint32_t)log[i].old);
+            change32(ledger, log[i].where, (uint32_t)log[i].old);
     }
     if (entries != 0)
         store64(ledger, offsetof(struct block_header, log_count), 0);
