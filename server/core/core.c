@@ -126,6 +126,7 @@ void kvp_core_tick(struct kvp_core *core, uint64_t now_ms)
 {
     core->now_ms = now_ms;
     core->due_ms = NEVER;
+    core->told_ms = 0; /* that wake may be used up: what is due is told anew, be it the same time */
     core_adopt_tick(core);
     core_exec_tick(core);
     if (core->adopting == ADOPT_DONE) {

@@ -175,7 +175,7 @@ struct kvp_core {
     struct kvp_ledger *ledger;
     uint64_t now_ms, started_ms;
     uint64_t due_ms;  /* the earliest time at which something is due */
-    uint64_t told_ms; /* … as the shell was told last */
+    uint64_t told_ms; /* … as the shell was told since the last tick; 0: it was not */
     bool host;        /* backend "host" */
     bool draining;
     enum adopt_state adopting;
