@@ -2,6 +2,7 @@
 #include "shell.h"
 
 #include "adoption.h"
+#include "auditor.h"
 #include "core.h"
 #include "executor.h"
 #include "fdstore.h"
@@ -40,6 +41,7 @@ struct kvp_shell {
     struct kvp_place place;
     struct kvp_ledger_block block;
     struct kvp_ledger ledger;
+    struct kvp_auditor *auditor;
     struct kvp_core *core;
     struct kvp_things *things;
     struct kvp_executors *executors;
@@ -119,6 +121,21 @@ static enum kvp_status act_ledger_back(void *ctx, uint64_t offset, uint64_t byte
 static void act_ledger_unback(void *ctx, uint64_t offset, uint64_t bytes)
 {
     kvp_ledger_block_unback(&((struct kvp_shell *)ctx)->block, offset, bytes);
+}
+
+static unsigned char *act_snapshot_make(void *ctx, uint64_t used)
+{
+    return kvp_auditor_memory(((struct kvp_shell *)ctx)->auditor, used);
+}
+
+static void act_snapshot_drop(void *ctx, unsigned char *memory)
+{
+    kvp_auditor_drop(((struct kvp_shell *)ctx)->auditor, memory);
+}
+
+static void act_snapshot_audit(void *ctx, const struct kvp_ledger *snapshot)
+{
+    kvp_auditor_run(((struct kvp_shell *)ctx)->auditor, snapshot);
 }
 
 static void act_exec_start(void *ctx, uint32_t executor, const char *device)
@@ -215,6 +232,9 @@ static const struct kvp_actions actions = {
     .thing_drop = act_thing_drop,
     .ledger_back = act_ledger_back,
     .ledger_unback = act_ledger_unback,
+    .snapshot_make = act_snapshot_make,
+    .snapshot_drop = act_snapshot_drop,
+    .snapshot_audit = act_snapshot_audit,
     .exec_start = act_exec_start,
     .exec_send = act_exec_send,
     .exec_stop = act_exec_stop,
@@ -231,6 +251,14 @@ static void thing_ready(void *ctx, struct kvp_thing thing, enum kvp_status statu
 
     kvp_clock_tell(&shell->clock);
     kvp_core_thing_ready(shell->core, thing, status, address, bytes);
+}
+
+static void audited(void *arg, const struct kvp_audit_report *report)
+{
+    struct kvp_shell *shell = arg;
+
+    kvp_clock_tell(&shell->clock);
+    kvp_core_audited(shell->core, report);
 }
 
 /* ---- the end ----------------------------------------------------------------------------------------------------- */
@@ -480,7 +508,8 @@ static enum kvp_status open_core(struct kvp_shell *shell)
                                           .backend = shell->backend,
                                           .uid = getuid(),
                                           .lease_default_ms = (uint32_t)config->limits.lease_ms,
-                                          .executor_start_ms = (uint32_t)config->executor.start_ms};
+                                          .executor_start_ms = (uint32_t)config->executor.start_ms,
+                                          .audit_ms = (uint32_t)config->ledger.audit_s * 1000};
     struct kvp_executors_config exec_config = {.path = config->executor.path,
                                                .backend = shell->backend,
                                                .environment = config->executor.environment};
@@ -491,6 +520,9 @@ static enum kvp_status open_core(struct kvp_shell *shell)
         return status;
     status = kvp_executors_open(&shell->loop, &shell->clock, shell->store, &shell->later, &exec_config,
                                 &shell->executors);
+    if (status != KVP_OK)
+        return status;
+    status = kvp_auditor_open(&shell->loop, shell->block.bytes, audited, shell, &shell->auditor);
     if (status != KVP_OK)
         return status;
     uv_update_time(&shell->loop);
@@ -658,6 +690,8 @@ void kvp_shell_close(struct kvp_shell *shell)
         kvp_things_close(shell->things);
     if (shell->store != NULL)
         kvp_fdstore_close(shell->store);
+    if (shell->auditor != NULL)
+        kvp_auditor_close(shell->auditor);
     kvp_inherited_free(&shell->inherited);
     kvp_place_leave(&shell->place, shell->config->daemon.runtime_dir, keep_files);
     if (!whole) {

@@ -53,25 +53,46 @@ static json_t *status_json(const struct kvp_stats *stats)
         json_array_append_new(sessions, session_json(&stats->sessions[i]));
     for (uint32_t i = 0; i < stats->n_executors; i++)
         json_array_append_new(executors, executor_json(&stats->executors[i]));
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "version", stats->version,
-                     "backend", stats->backend, "instance", cli_hex(stats->instance, sizeof(stats->instance), instance),
-                     "epoch", (json_int_t)stats->epoch, "uptime_ms", (json_int_t)stats->uptime_ms, "calls",
-                     (json_int_t)stats->calls, "calls_failed", (json_int_t)stats->calls_failed, "adoptions",
-                     (json_int_t)stats->adoptions, "last_pause_us", (json_int_t)stats->last_pause_us,
-                     "last_pause_unix_ms", (json_int_t)stats->last_pause_unix_ms, "pools", pools, "sessions", sessions,
-                     "executors", executors);
+    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "version",
+                     stats->version, "backend", stats->backend, "instance",
+                     cli_hex(stats->instance, sizeof(stats->instance), instance), "epoch", (json_int_t)stats->epoch,
+                     "uptime_ms", (json_int_t)stats->uptime_ms, "calls", (json_int_t)stats->calls, "calls_failed",
+                     (json_int_t)stats->calls_failed, "adoptions", (json_int_t)stats->adoptions, "last_pause_us",
+                     (json_int_t)stats->last_pause_us, "last_pause_unix_ms", (json_int_t)stats->last_pause_unix_ms,
+                     "audits", (json_int_t)stats->audits, "last_audit_unix_ms", (json_int_t)stats->last_audit_unix_ms,
+                     "last_audit_ms", (json_int_t)stats->last_audit_ms, "last_audit_violations",
+                     (json_int_t)stats->last_audit_violations, "pools", pools, "sessions", sessions, "executors",
+                     executors);
+}
+
+static const char *time_text(uint64_t unix_ms, char text[32])
+{
+    time_t at = (time_t)(unix_ms / 1000);
+    struct tm tm;
+
+    if (gmtime_r(&at, &tm) == NULL || strftime(text, 32, "%Y-%m-%dT%H:%M:%SZ", &tm) == 0)
+        return "?";
+    return text;
 }
 
 static void print_pause(const struct kvp_stats *stats)
 {
-    time_t at = (time_t)(stats->last_pause_unix_ms / 1000);
-    char text[32] = "?";
-    struct tm tm;
+    char text[32];
 
-    if (gmtime_r(&at, &tm) != NULL)
-        strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%SZ", &tm);
     printf("adoptions: %u; the last pause was %" PRIu64 ".%" PRIu64 " ms, over at %s\n", stats->adoptions,
-           stats->last_pause_us / 1000, stats->last_pause_us / 100 % 10, text);
+           stats->last_pause_us / 1000, stats->last_pause_us / 100 % 10, time_text(stats->last_pause_unix_ms, text));
+}
+
+static void print_audit(const struct kvp_stats *stats)
+{
+    char text[32];
+
+    printf("audits: %" PRIu64 "; the last one, over at %s, took %u ms and found ", stats->audits,
+           time_text(stats->last_audit_unix_ms, text), stats->last_audit_ms);
+    if (stats->last_audit_violations == 0)
+        printf("nothing wrong\n");
+    else
+        printf("%" PRIu64 " VIOLATIONS: see `kvpool audit'\n", stats->last_audit_violations);
 }
 
 static void print_status(const struct kvp_stats *stats)
@@ -82,6 +103,8 @@ static void print_status(const struct kvp_stats *stats)
            stats->calls, stats->calls_failed);
     if (stats->adoptions > 0)
         print_pause(stats);
+    if (stats->last_audit_unix_ms != 0)
+        print_audit(stats);
     printf("pools: %u\n", stats->n_pools);
     for (uint32_t i = 0; i < stats->n_pools; i++) {
         const struct kvp_pool_info *pool = stats->pools[i];
@@ -189,7 +212,8 @@ const struct cli_command cli_status_commands[] = {
      .arguments = "",
      .help = "Show the daemon, its pools, sessions and executors.",
      .json = "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, "
-             "last_pause_unix_ms, pools[name, backend, state, pages, free_pages, page_bytes, sequences, "
+             "last_pause_unix_ms, audits, last_audit_unix_ms, last_audit_ms, last_audit_violations, pools[name, "
+             "backend, state, pages, free_pages, page_bytes, sequences, "
              "retiring_sequences, quarantined_pages, attachments], sessions[session_id, name, pid, uid, lease, "
              "lease_left_ms, ending, sequences, attachments], "
              "executors[device, backend, pid, jobs, jobs_done, starts].",

@@ -756,6 +756,9 @@ struct kvp_stats {
     uint64_t calls, calls_failed;
     uint32_t adoptions; /* restarts that this ledger has seen */
     uint64_t last_pause_us, last_pause_unix_ms;
+    uint64_t audits;                                    /* of the ledger, since the daemon's start */
+    uint64_t last_audit_unix_ms, last_audit_violations; /* when it was over, 0: there was none; what it found */
+    uint32_t last_audit_ms;                             /* how long it took */
     uint32_t n_pools, n_sessions, n_executors;
     struct kvp_pool_info **pools;         /* [n_pools] */
     struct kvp_session_stats *sessions;   /* [n_sessions] */
@@ -766,7 +769,8 @@ KVP_API enum kvp_status kvp_get_stats(struct kvp_client *client, struct kvp_stat
 KVP_API void kvp_stats_free(struct kvp_stats *stats);
 
 /**
- * Walk the ledger and name each violation of its invariants.
+ * Walk the ledger, as it is after this call came, and name each violation of its invariants. Others' calls go on
+ * meanwhile.
  * @param ret_count  how many there are; 0 is clean
  * @param ret_texts  [ret_n_texts] the first of them, to be freed by one free() of *ret_texts; both may be NULL
  */

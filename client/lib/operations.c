@@ -131,6 +131,10 @@ static void fill_stats(const Kvpool__V1__GetStatsReply *from, struct kvp_stats *
     stats->adoptions = from->adoptions;
     stats->last_pause_us = from->last_pause_us;
     stats->last_pause_unix_ms = from->last_pause_unix_ms;
+    stats->audits = from->audits;
+    stats->last_audit_unix_ms = from->last_audit_unix_ms;
+    stats->last_audit_violations = from->last_audit_violations;
+    stats->last_audit_ms = from->last_audit_ms;
     stats->n_sessions = (uint32_t)from->n_sessions;
     stats->n_executors = (uint32_t)from->n_executors;
     for (size_t i = 0; i < from->n_sessions; i++) {

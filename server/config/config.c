@@ -89,6 +89,9 @@ static const struct option options[] = {
      .max = KVP_LEDGER_BYTES_MAX,
      .help = "Address space of the ledger. It takes memory only for pools that are there: 8 bytes a page, and 4 bytes\n"
              "for each page that a sequence may have."},
+    {AT(ledger, audit_s), TYPE_COUNT, FIELD(ledger, audit_s), .initial = "60", .max = 86400, .unit = "s",
+     .help = "How often the ledger is audited while it is served, if it has changed. 0: only by `kvpool audit'. An audit\n"
+             "copies what is in use of the ledger, and reads the copy on a thread of its own."},
 
     {AT(executor, path), TYPE_PATH, FIELD(executor, path), .initial = "", .max = KVP_CONFIG_TEXT_MAX - 1,
      .help = "The program kvpool-exec; empty: the one beside kvpoold."},

@@ -49,6 +49,7 @@ struct kvp_config {
     } limits;
     struct {
         uint64_t bytes;
+        uint64_t audit_s;
     } ledger;
     struct {
         char path[KVP_CONFIG_TEXT_MAX];

@@ -106,6 +106,10 @@ enum kvp_status call_get_stats(struct kvp_core *core, struct turn *turn)
     reply.last_pause_unix_ms = core->pause_unix_ms;
     reply.calls = core->counts.calls;
     reply.calls_failed = core->counts.calls_failed;
+    reply.audits = core->audit.done;
+    reply.last_audit_unix_ms = core->audit.report.unix_ms;
+    reply.last_audit_ms = (uint32_t)(core->audit.over_ms - core->audit.began_ms);
+    reply.last_audit_violations = core->audit.report.violations;
     TRY(stat_pools(core, &reply));
     TRY(stat_sessions(core, &reply));
     TRY(stat_executors(core, &reply));
@@ -114,40 +118,25 @@ enum kvp_status call_get_stats(struct kvp_core *core, struct turn *turn)
 
 /* ---- Audit ------------------------------------------------------------------------------------------------------- */
 
-#define VIOLATIONS_SHOWN    64
-#define VIOLATION_BYTES_MAX 256
-
-struct violations {
-    char *texts[VIOLATIONS_SHOWN];
-    size_t n;
-};
-
-static void note_violation(void *arg, const char *violation)
-{
-    struct violations *violations = arg;
-    if (violations->n < VIOLATIONS_SHOWN)
-        snprintf(violations->texts[violations->n++], VIOLATION_BYTES_MAX, "%s", violation);
-}
-
+/* Of the ledger as it is now, or a little later; the loop goes on meanwhile. */
 enum kvp_status call_audit(struct kvp_core *core, struct turn *turn)
 {
     Kvpool__V1__AuditReply reply = KVPOOL__V1__AUDIT_REPLY__INIT;
-    struct violations violations = {.n = 0};
-    char *texts = core_alloc(core, VIOLATIONS_SHOWN, VIOLATION_BYTES_MAX);
-    void *scratch = core_alloc(core, kvp_audit_scratch_bytes(core->ledger) + 1, 1);
-    if (texts == NULL || scratch == NULL)
-        return core_refuse(core, KVP_ENOMEM, "no memory for an audit: %zu bytes",
-                           kvp_audit_scratch_bytes(core->ledger));
-    for (size_t i = 0; i < VIOLATIONS_SHOWN; i++)
-        violations.texts[i] = texts + i * VIOLATION_BYTES_MAX;
-    uint64_t count = kvp_audit(core->ledger, scratch, note_violation, &violations);
-    reply.clean = count == 0;
-    reply.count = count > UINT32_MAX ? UINT32_MAX : (uint32_t)count;
-    reply.n_violations = violations.n;
-    reply.violations = violations.texts;
-    if (count != 0)
-        core_log(core, 2, "the audit found %llu violations; the first: %s", (unsigned long long)count,
-                 violations.n != 0 ? violations.texts[0] : "?");
+    const struct kvp_audit_report *report = &core->audit.report;
+    char *texts[KVP_VIOLATIONS_SHOWN];
+    struct op *op;
+    TRY(core_op(core, turn, &op));
+    if (op->stage++ == 0)
+        return core_wait(core, turn, WAIT_AUDIT, core_audit_ask(core));
+    if (report->status != KVP_OK)
+        return core_refuse(core, report->status, "no memory for an audit: a copy of %zu bytes of the ledger",
+                           kvp_snapshot_bytes(core->ledger));
+    for (unsigned i = 0; i < report->n_texts; i++)
+        texts[i] = (char *)report->texts[i];
+    reply.clean = report->violations == 0;
+    reply.count = report->violations > UINT32_MAX ? UINT32_MAX : (uint32_t)report->violations;
+    reply.n_violations = report->n_texts;
+    reply.violations = texts;
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 

@@ -37,6 +37,7 @@ void core_settle(struct kvp_core *core)
         core_jobs_pump(core);
         core_ops_run(core);
     }
+    core_audit_settle(core);
     if (core->due_ms != core->told_ms) {
         core->told_ms = core->due_ms;
         core->act->wake_at(core->ctx, core->due_ms);
@@ -92,7 +93,7 @@ enum kvp_status kvp_core_create(const struct kvp_core_config *config, const stru
     core->act = actions;
     core->ctx = ctx;
     core->ledger = ledger;
-    core->now_ms = core->started_ms = now_ms;
+    core->now_ms = core->started_ms = core->audit.began_ms = core->audit.over_ms = now_ms;
     core->due_ms = core->told_ms = NEVER;
     core->lease_check_ms = NEVER;
     core->host = strcmp(config->backend, "host") == 0;
@@ -112,6 +113,7 @@ enum kvp_status kvp_core_create(const struct kvp_core_config *config, const stru
 void kvp_core_destroy(struct kvp_core *core)
 {
     core_ops_drop(core);
+    core_audit_end(core);
     core_alloc_reset(core);
     for (uint32_t i = 0; i < KVP_POOLS_MAX; i++)
         core_pool_unload(core, i);
@@ -135,6 +137,7 @@ void kvp_core_tick(struct kvp_core *core, uint64_t now_ms)
             if (core->pools[i].id.generation != 0 && core->pools[i].table != NULL)
                 core_pool_tick(core, &core->pools[i]);
         }
+        core_audit_tick(core);
     }
     core_ops_tick(core);
     core_settle(core);

@@ -94,6 +94,20 @@ extern const unsigned kvp_method_count;
 const struct kvp_method *kvp_method_by_number(uint16_t number);       /* NULL: there is none */
 const struct kvp_method *kvp_method_by_name(const char *service_name); /* "OpenSession"; NULL: there is none */
 
+/* ---- audits ------------------------------------------------------------------------------------------------------ */
+
+#define KVP_VIOLATIONS_SHOWN    64
+#define KVP_VIOLATION_BYTES_MAX 256
+
+/* What came of the audit of a snapshot of the ledger. */
+struct kvp_audit_report {
+    enum kvp_status status; /* KVP_ENOMEM: there was no memory for it */
+    uint64_t unix_ms;       /* when it was over */
+    uint64_t violations;
+    unsigned n_texts; /* of the first violations */
+    char texts[KVP_VIOLATIONS_SHOWN][KVP_VIOLATION_BYTES_MAX];
+};
+
 /* ---- actions ----------------------------------------------------------------------------------------------------- */
 
 /* The shell's part. All return at once; what takes time is told by an event. ctx is what kvp_core_create was given. */
@@ -112,6 +126,12 @@ struct kvp_actions {
     /* Back a range of the ledger's block by memory (zeroed where it was not backed); give one back. */
     enum kvp_status (*ledger_back)(void *ctx, uint64_t offset, uint64_t bytes);
     void (*ledger_unback)(void *ctx, uint64_t offset, uint64_t bytes);
+
+    /* As many zeroed bytes as the ledger has, the first `used` of them writable. NULL: not to be had. */
+    unsigned char *(*snapshot_make)(void *ctx, uint64_t used);
+    void (*snapshot_drop)(void *ctx, unsigned char *memory);
+    /* Audit a snapshot on another thread and drop its memory; then kvp_core_audited. One at a time. */
+    void (*snapshot_audit)(void *ctx, const struct kvp_ledger *snapshot);
 
     /* Start the executor of a slot (0..KVP_GPUS_MAX-1) for a device ("host", "" for the first GPU, or a UUID). */
     void (*exec_start)(void *ctx, uint32_t executor, const char *device);
@@ -146,6 +166,7 @@ struct kvp_core_config {
     uint32_t lease_default_ms;
     uint32_t reclaim_slice;      /* page references dropped in one tick; 0: KVP_RECLAIM_SLICE */
     uint32_t executor_start_ms;  /* an executor that does not say hello within is given up; 0: 20 000 */
+    uint32_t audit_ms;           /* after an audit, and when the ledger has changed since, until the next; 0: only when asked */
 };
 
 enum kvp_status kvp_core_create(const struct kvp_core_config *config, const struct kvp_actions *actions, void *ctx,
@@ -182,6 +203,8 @@ void kvp_core_exec_adopted(struct kvp_core *core, uint32_t executor);
 void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_status status,
                          struct kvp_message *message); /* status not KVP_OK: body is an Error, or NULL */
 void kvp_core_exec_gone(struct kvp_core *core, uint32_t executor);
+
+void kvp_core_audited(struct kvp_core *core, const struct kvp_audit_report *report);
 
 /** SIGTERM: no new calls are taken (KVP_EAGAIN). @return how many are still in hand */
 unsigned kvp_core_drain(struct kvp_core *core);

@@ -23,6 +23,7 @@ enum wait_for {
     WAIT_MAKER,    /* key: 0; no pool is being made */
     WAIT_RECLAIM,  /* key: pool slot; a slice of reclaim is done */
     WAIT_ADOPT,    /* key: 0; an earlier daemon's ledger is served */
+    WAIT_AUDIT,    /* key: number; that audit is over */
 };
 
 /* A thing that an op asked for. */

@@ -6,6 +6,7 @@
  *   session_state     a session of the ledger: what is known of its process, its lease, its buffers
  *   executor          a process that works for us, or could
  *   job_state         a job of the ledger: the request, kept so that another executor can be given it
+ *   audit_state       the audit under way, and what came of the last one
  *   op                a call in hand that waits (op.h)
  *
  * Arrays are indexed by the slots of the ledger; `generation` tells whether what stands there is still of that object.
@@ -161,6 +162,23 @@ struct late_value {
     uint64_t value;
 };
 
+enum audit_phase {
+    AUDIT_IDLE = 0,
+    AUDIT_COPYING, /* a snapshot is being taken, a slice a tick */
+    AUDIT_READING, /* another thread has it */
+};
+
+struct audit_state {
+    enum audit_phase phase;
+    uint64_t wanted; /* the audit of that number, counted from 1, is waited for */
+    uint64_t taken;  /* snapshots taken, or not to be had */
+    uint64_t done;   /* audits over */
+    uint64_t changes;               /* of the ledger, at the last snapshot */
+    uint64_t began_ms, over_ms;     /* of the last one, on the core's clock */
+    unsigned char *memory;          /* of the snapshot being taken */
+    struct kvp_audit_report report; /* of the last one */
+};
+
 enum adopt_state { ADOPT_DONE = 0, ADOPT_MEETING, ADOPT_ASKING }; /* adopt.c */
 
 struct op;
@@ -179,6 +197,7 @@ struct kvp_core {
     bool host;        /* backend "host" */
     bool draining;
     enum adopt_state adopting;
+    struct audit_state audit;
     bool announced; /* the first tick came: the shell has said what was kept */
     struct kvp_core_counts counts;
     uint64_t pause_us, pause_unix_ms; /* from this daemon's start to its first answer, and when that was; 0: none yet */
@@ -241,6 +260,15 @@ void core_pause_over(struct kvp_core *core);
 /* Memory until the call at hand is answered. NULL: there is none. Zeroed. */
 void *core_alloc(struct kvp_core *core, size_t n, size_t size);
 void core_alloc_reset(struct kvp_core *core);
+
+/* ---- audit.c: the ledger is audited while it is served ----------------------------------------------------------- */
+
+/* The number of the next audit whose snapshot is taken from now on; it will be made. Ops wait for it by WAIT_AUDIT. */
+uint64_t core_audit_ask(struct kvp_core *core);
+void core_audit_tick(struct kvp_core *core);
+/* The end of every event: when is the next audit due? */
+void core_audit_settle(struct kvp_core *core);
+void core_audit_end(struct kvp_core *core);
 
 /* ---- adopt.c: a ledger that an earlier daemon left --------------------------------------------------------------- */
 

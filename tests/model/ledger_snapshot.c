@@ -19,7 +19,7 @@
 #define SNAPSHOTS 8 /* of one program */
 
 static uint64_t first_seed;
-static unsigned programs = 40;
+static unsigned programs = 15;
 
 static unsigned char *zeroed(size_t bytes)
 {

@@ -643,6 +643,7 @@ START_TEST(the_core_and_a_naive_model_agree)
     rng = seed * 0x9e3779b97f4a7c15ull | 1;
     shell = shell_begin_sliced("host", 8);
     shell->hold_jobs = true;
+    shell->config.audit_ms = 30; /* from the first restart on, again and again, of whatever is there */
     make_pool();
     for (unsigned long i = 1; i <= steps; i++) {
         step();
@@ -650,11 +651,14 @@ START_TEST(the_core_and_a_naive_model_agree)
             check_all();
     }
     end_all();
+    unsigned audits = shell->audits;
+    ck_assert_uint_gt(audits, 0);
     shell_end(shell);
     printf("%lu steps: %lu in place, %lu appends, %lu forks, %lu transfers, %lu closes, %lu wrong calls, "
-           "%lu deaths, %lu executors killed, %lu restarts\n",
+           "%lu deaths, %lu executors killed, %lu restarts, %u audits\n",
            steps, counts[DONE_ADVANCE], counts[DONE_APPEND], counts[DONE_FORK], counts[DONE_TRANSFER],
-           counts[DONE_CLOSE], counts[DONE_WRONG], counts[DONE_DEATH], counts[DONE_EXECUTOR], counts[DONE_RESTART]);
+           counts[DONE_CLOSE], counts[DONE_WRONG], counts[DONE_DEATH], counts[DONE_EXECUTOR], counts[DONE_RESTART],
+           audits);
 }
 END_TEST
 

@@ -152,6 +152,49 @@ static void act_ledger_unback(void *ctx, uint64_t offset, uint64_t bytes)
     ck_assert_int_eq(madvise(shell->block + offset, bytes, MADV_DONTNEED), 0);
 }
 
+static unsigned char *act_snapshot_make(void *ctx, uint64_t used)
+{
+    struct shell *shell = ctx;
+    ck_assert_msg(!shell->snapshot_out, "there is a snapshot already");
+    ck_assert_uint_le(used, shell->block_bytes);
+    if (shell->fail_snapshot)
+        return NULL;
+    void *at =
+        mmap(NULL, shell->block_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    ck_assert_ptr_ne(at, MAP_FAILED);
+    shell->snapshot_out = true;
+    shell->snapshots++;
+    return at;
+}
+
+static void act_snapshot_drop(void *ctx, unsigned char *memory)
+{
+    struct shell *shell = ctx;
+    ck_assert(shell->snapshot_out);
+    shell->snapshot_out = false;
+    ck_assert_int_eq(munmap(memory, shell->block_bytes), 0);
+}
+
+static void note_violation(void *arg, const char *violation)
+{
+    struct kvp_audit_report *report = arg;
+    if (report->n_texts < KVP_VIOLATIONS_SHOWN)
+        snprintf(report->texts[report->n_texts++], KVP_VIOLATION_BYTES_MAX, "%s", violation);
+}
+
+static void act_snapshot_audit(void *ctx, const struct kvp_ledger *snapshot)
+{
+    struct shell *shell = ctx;
+    struct shell_event event = {.kind = EVENT_AUDITED};
+    void *scratch = malloc(kvp_audit_scratch_bytes(snapshot));
+    ck_assert_ptr_nonnull(scratch);
+    shell->audited = (struct kvp_audit_report){.unix_ms = shell->now_ms};
+    shell->audited.violations = kvp_audit(snapshot, scratch, note_violation, &shell->audited);
+    free(scratch);
+    act_snapshot_drop(shell, (unsigned char *)(uintptr_t)snapshot->view);
+    shell_event(shell, &event);
+}
+
 static void act_session_hangup(void *ctx, struct kvp_session_id session)
 {
     ((struct shell *)ctx)->hung_up = session;
@@ -194,6 +237,9 @@ static const struct kvp_actions actions = {
     .thing_drop = act_thing_drop,
     .ledger_back = act_ledger_back,
     .ledger_unback = act_ledger_unback,
+    .snapshot_make = act_snapshot_make,
+    .snapshot_drop = act_snapshot_drop,
+    .snapshot_audit = act_snapshot_audit,
     .exec_start = shell_exec_start,
     .exec_send = shell_exec_send,
     .exec_stop = shell_exec_stop,
@@ -257,6 +303,11 @@ bool shell_step(struct shell *shell)
         break;
     case EVENT_GONE:
         kvp_core_exec_gone(shell->core, event.executor);
+        break;
+    case EVENT_AUDITED:
+        ck_assert_msg(shell->spoiled || shell->audited.violations == 0, "an audit found: %s", shell->audited.texts[0]);
+        shell->audits++;
+        kvp_core_audited(shell->core, &shell->audited);
         break;
     }
     return true;
@@ -444,7 +495,7 @@ void shell_audit(struct shell *shell)
 static void announce_things(struct shell *shell)
 {
     for (unsigned i = 0; i < shell->n_events;) {
-        if (shell->events[i].kind == EVENT_THING)
+        if (shell->events[i].kind == EVENT_THING || shell->events[i].kind == EVENT_AUDITED)
             memmove(&shell->events[i], &shell->events[i + 1], (--shell->n_events - i) * sizeof(shell->events[0]));
         else
             i++;
@@ -500,6 +551,7 @@ void shell_end(struct shell *shell)
         if (shell->things[i].used)
             shell_memory_release(shell->things[i].memory);
     }
+    ck_assert(!shell->snapshot_out);
     munmap(shell->block, shell->block_bytes);
     free(shell);
 }

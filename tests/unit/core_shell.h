@@ -37,7 +37,7 @@ struct shell_thing {
     struct shell_memory *memory;
 };
 
-enum shell_event_kind { EVENT_THING = 1, EVENT_UP, EVENT_REPLY, EVENT_GONE };
+enum shell_event_kind { EVENT_THING = 1, EVENT_UP, EVENT_REPLY, EVENT_GONE, EVENT_AUDITED };
 
 struct shell_event {
     enum shell_event_kind kind;
@@ -115,6 +115,9 @@ struct shell {
     uint64_t random;
     struct kvp_session_id hung_up;
     unsigned log_lines;
+    struct kvp_audit_report audited; /* what an EVENT_AUDITED tells */
+    unsigned snapshots, audits;      /* made; over */
+    bool snapshot_out;               /* with the core */
     bool print_log;
     /* knobs */
     bool hold_jobs;                /* jobs stay with the executor until shell_jobs_run */
@@ -124,6 +127,8 @@ struct shell {
     enum kvp_status fail_thing;    /* the next thing fails with this */
     enum kvp_status fail_back;     /* the ledger can not be backed */
     enum kvp_status fail_slab;     /* the next slab can not be made */
+    bool fail_snapshot;            /* there is no memory for one */
+    bool spoiled;                  /* an audit may find violations */
     bool listing_known;            /* NVML answers … */
     uint32_t pids[SHELL_PIDS_MAX]; /* … with these */
     unsigned n_pids;
