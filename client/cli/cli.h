@@ -50,6 +50,13 @@ enum cli_key {
     CLI_ALL,
     CLI_TRACE,
     CLI_SECONDS,
+    CLI_PROMPT,
+    CLI_KEYS,
+    CLI_EXTRA,
+    CLI_POLICY,
+    CLI_BLOCK_HASH,
+    CLI_ZERO_ON_REUSE,
+    CLI_TENANT,
     CLI_INJECT_FAULT,
     CLI_KEY_END,
 };
@@ -87,7 +94,7 @@ struct cli_command {
 
 /* Each ends with an entry without words. */
 extern const struct cli_command cli_status_commands[], cli_pool_commands[], cli_session_commands[],
-    cli_sequence_commands[], cli_demo_commands[];
+    cli_sequence_commands[], cli_cache_commands[], cli_demo_commands[];
 
 static inline const char *cli_value(const struct cli *cli, enum cli_key key)
 {
@@ -128,5 +135,18 @@ const char *cli_seq_text(struct kvp_seq seq, char text[CLI_SEQ_BYTES]);
 const char *cli_bytes_text(uint64_t bytes, char text[CLI_AMOUNT_BYTES]);
 
 const char *cli_hex(const uint8_t *bytes, size_t n, char *text); /* text: 2 n + 1 */
+
+/* ---- cache.c ----------------------------------------------------------------------------------------------------- */
+
+/* A prefix of an argument: blocks of one sequence. */
+struct cli_prefix {
+    struct kvp_blocks blocks; /* its counts: `count` */
+    uint32_t count;
+    void *memory;
+};
+/** "1,2,3" or "@FILE", with --keys block keys; --extra. @return false: said on stderr */
+bool cli_parse_prefix(const struct cli *cli, const char *argument, struct cli_prefix *ret_prefix);
+void cli_prefix_free(struct cli_prefix *prefix);
+json_t *cli_cache_json(const struct kvp_cache_info *cache);
 
 #endif

@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct cli_command *const groups[] = {cli_status_commands, cli_pool_commands, cli_session_commands,
-                                                   cli_sequence_commands, cli_demo_commands};
+static const struct cli_command *const groups[] = {cli_status_commands,   cli_pool_commands,  cli_session_commands,
+                                                   cli_sequence_commands, cli_cache_commands, cli_demo_commands};
 #define GROUPS (sizeof(groups) / sizeof(groups[0]))
 
 static const struct argp_option common_options[] = {

@@ -29,6 +29,10 @@ static const struct word placements[] = {{"layer", KVP_PLACEMENT_LAYER}, {"page"
 static const struct word components[] = {
     {"k", KVP_COMPONENT_K}, {"v", KVP_COMPONENT_V}, {"ckv", KVP_COMPONENT_CKV}, {"kpe", KVP_COMPONENT_KPE}, {0}};
 
+static const struct word policies[] = {{"adaptive", KVP_POLICY_ADAPTIVE}, {"lru", KVP_POLICY_LRU}, {0}};
+static const struct word hashes[] = {{"keyed", KVP_BLOCK_HASH_KEYED}, {"xxh3", KVP_BLOCK_HASH_XXH3}, {0}};
+static const struct word zeroing[] = {{"on", KVP_ZERO_ON}, {"off", KVP_ZERO_OFF}, {0}};
+
 static const char *word_of(const struct word *words, uint32_t value)
 {
     for (; words->text != NULL; words++)
@@ -79,6 +83,11 @@ static const struct argp_option create_options[] = {
      "Memory of cudaMalloc, shared by cudaIpcMemHandle_t; ends with its executor", 0},
     {"region-bytes", CLI_REGION_BYTES, "N", 0, "Room for regions behind the pages of each slab (0)", 0},
     {"linger-ms", CLI_LINGER_MS, "MS", 0, "How long a dead session's durable sequences wait for a claim (0)", 0},
+    {"policy", CLI_POLICY, "POLICY", 0, "Which cached page leaves first: adaptive (default) or lru", 0},
+    {"block-hash", CLI_BLOCK_HASH, "HASH", 0, "Of blocks' tokens: keyed (default), or xxh3, for one user alone", 0},
+    {"zero-on-reuse", CLI_ZERO_ON_REUSE, "HOW", 0, "Zero a page that comes to another user: on (default) or off", 0},
+    {"tenant", CLI_TENANT, "UID:QUOTA:GUARANTEED[,...]", 0,
+     "Pages that a user may have at most (0: no limit), and that others leave it", 0},
     {0}};
 
 /* What the strings and planes of a spec point to. */
@@ -87,6 +96,7 @@ struct made_spec {
     struct kvp_plane_spec planes[KVP_PLANES_MAX];
     const char *devices[KVP_GPUS_MAX];
     char device_text[1024];
+    struct kvp_tenant_share tenants[KVP_TENANTS_MAX];
 };
 
 static bool make_planes(const struct cli *cli, struct made_spec *made)
@@ -147,6 +157,31 @@ static bool make_devices(const struct cli *cli, struct made_spec *made)
     return true;
 }
 
+static bool make_tenants(const struct cli *cli, struct made_spec *made)
+{
+    const char *at = cli_value(cli, CLI_TENANT);
+
+    made->spec.tenants = made->tenants;
+    while (at != NULL) {
+        struct kvp_tenant_share *share = &made->tenants[made->spec.n_tenants];
+        int used = -1;
+
+        if (made->spec.n_tenants == KVP_TENANTS_MAX) {
+            cli_usage(cli, "--tenant names more than %d users", KVP_TENANTS_MAX);
+            return false;
+        }
+        if (at[0] < '0' || at[0] > '9' ||
+            sscanf(at, "%9u:%9u:%9u%n", &share->tenant, &share->quota_pages, &share->guaranteed_pages, &used) != 3 ||
+            (at[used] != 0 && at[used] != ',')) {
+            cli_usage(cli, "--tenant is `%s': UID:QUOTA:GUARANTEED is wanted, as 1000:500:100", at);
+            return false;
+        }
+        made->spec.n_tenants++;
+        at = at[used] == ',' ? at + used + 1 : NULL;
+    }
+    return true;
+}
+
 static bool make_spec(const struct cli *cli, struct made_spec *made)
 {
     uint64_t pages, page_tokens, reserved, sequences, tokens, linger, regions;
@@ -165,7 +200,11 @@ static bool make_spec(const struct cli *cli, struct made_spec *made)
         !cli_number(cli, CLI_LINGER_MS, 0, 0, UINT32_MAX, &linger) ||
         !cli_number(cli, CLI_REGION_BYTES, 0, 0, KVP_REGION_BYTES_MAX, &regions) ||
         !parse_word(cli, orders, CLI_ORDER, KVP_ORDER_NHD, &spec->layout.order) ||
-        !parse_word(cli, placements, CLI_PLACEMENT, KVP_PLACEMENT_LAYER, &spec->layout.placement))
+        !parse_word(cli, placements, CLI_PLACEMENT, KVP_PLACEMENT_LAYER, &spec->layout.placement) ||
+        !parse_word(cli, policies, CLI_POLICY, KVP_POLICY_ADAPTIVE, &spec->policy) ||
+        !parse_word(cli, hashes, CLI_BLOCK_HASH, KVP_BLOCK_HASH_KEYED, &spec->block_hash) ||
+        !parse_word(cli, zeroing, CLI_ZERO_ON_REUSE, KVP_ZERO_DEFAULT, &spec->zero_on_reuse) ||
+        !make_tenants(cli, made))
         return false;
     spec->name = cli->arguments[0];
     spec->model = cli_value(cli, CLI_MODEL);
@@ -225,7 +264,7 @@ static json_t *info_json(const struct kvp_pool_info *info, const struct regions 
         json_array_append_new(devices, json_string(spec->devices[i]));
     snprintf(digest, sizeof(digest), "%016" PRIx64 "%016" PRIx64, info->layout_digest[0], info->layout_digest[1]);
     return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-                     "s:b, s:I, s:I, s:s, s:o, s:o, s:o}",
+                     "s:b, s:I, s:I, s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o}",
                      "name", spec->name, "model", spec->model, "backend", info->cuda ? "cuda" : "host", "state",
                      info->lost       ? "lost"
                      : info->deleting ? "deleting"
@@ -239,7 +278,9 @@ static json_t *info_json(const struct kvp_pool_info *info, const struct regions 
                      "sequences", (json_int_t)info->sequences, "retiring_sequences",
                      (json_int_t)info->retiring_sequences, "quarantined_pages", (json_int_t)info->quarantined_pages,
                      "attachments", (json_int_t)info->attachments, "legacy_ipc", (int)spec->legacy_ipc, "linger_ms",
-                     (json_int_t)spec->linger_ms, "region_bytes", (json_int_t)spec->region_bytes, "layout_digest",
+                     (json_int_t)spec->linger_ms, "region_bytes", (json_int_t)spec->region_bytes, "policy",
+                     word_of(policies, spec->policy), "block_hash", word_of(hashes, spec->block_hash), "zero_on_reuse",
+                     word_of(zeroing, spec->zero_on_reuse), "cache", cli_cache_json(&info->cache), "layout_digest",
                      digest, "devices", devices, "planes", planes, "regions", regions_json(regions));
 }
 
@@ -266,6 +307,9 @@ static void print_info(const struct kvp_pool_info *info, const struct regions *r
            info->sequences, info->spec.max_sequences, info->spec.max_sequence_tokens, info->retiring_sequences,
            info->quarantined_sequences, info->quarantined_pages);
     printf("attached    %u sessions\n", info->attachments);
+    printf("cache       %u pages cached, %u published; policy %s, block hash %s, zero on reuse %s\n",
+           info->cache.cached_pages, info->cache.published_pages, word_of(policies, info->spec.policy),
+           word_of(hashes, info->spec.block_hash), word_of(zeroing, info->spec.zero_on_reuse));
     for (uint32_t i = 0; i < info->spec.n_devices; i++)
         printf("device      %s\n", info->spec.devices[i]);
     for (size_t i = 0; i < regions->n; i++) {
@@ -408,7 +452,9 @@ static int run_region_delete(struct cli *cli)
 #define INFO_KEYS                                                                                                      \
     "name, model, backend, state, pages, page_tokens, free_pages, reserved_pages, order, placement, joined, "          \
     "page_bytes, slab_bytes, max_sequences, max_sequence_tokens, sequences, retiring_sequences, quarantined_pages, "   \
-    "attachments, legacy_ipc, linger_ms, region_bytes, layout_digest, devices[], planes[layer, component, heads, "     \
+    "attachments, legacy_ipc, linger_ms, region_bytes, policy, block_hash, zero_on_reuse, cache[published_pages, "     \
+    "cached_pages, dirty_pages, pins, lookup_blocks, hit_blocks, publishes, evictions, tenants[tenant, pages, "        \
+    "cached_pages, quota_pages, guaranteed_pages]], layout_digest, devices[], planes[layer, component, heads, "        \
     "dim, dtype, offset, page_stride, token_stride, head_stride], regions[name, rank, offset, bytes, tenant, mapped]."
 
 const struct cli_command cli_pool_commands[] = {

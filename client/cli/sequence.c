@@ -67,20 +67,50 @@ static json_t *info_json(const struct kvp_seq_info *info)
 
 /* ---- open, advance, append, fork, close -------------------------------------------------------------------------- */
 
+#define PROMPT_OPTIONS(help)                                                                                           \
+    {"prompt", CLI_PROMPT, "PREFIX", 0, help, 0},                                                                      \
+        {"keys", CLI_KEYS, NULL, 0, "The prompt is block keys in hexadecimal, one a block, not tokens", 0},            \
+    {                                                                                                                  \
+        "extra", CLI_EXTRA, "TEXT", 0, "What else its blocks depend on", 0                                             \
+    }
+
+/* --prompt, where it is given. @return false: said on stderr */
+static bool parse_prompt(const struct cli *cli, struct cli_prefix *prompt, const struct kvp_blocks **ret_blocks)
+{
+    const char *text = cli_value(cli, CLI_PROMPT);
+
+    *prompt = (struct cli_prefix){.memory = NULL};
+    *ret_blocks = NULL;
+    if (text == NULL && (cli_value(cli, CLI_KEYS) != NULL || cli_value(cli, CLI_EXTRA) != NULL)) {
+        cli_usage(cli, "--keys and --extra are of --prompt");
+        return false;
+    }
+    if (text == NULL)
+        return true;
+    *ret_blocks = &prompt->blocks;
+    return cli_parse_prefix(cli, text, prompt);
+}
+
 static const struct argp_option open_options[] = {
-    {"durable", CLI_DURABLE, NULL, 0, "Outlives its session by the pool's linger time", 0}, {0}};
+    {"durable", CLI_DURABLE, NULL, 0, "Outlives its session by the pool's linger time", 0},
+    PROMPT_OPTIONS("Token ids, as 1,2,3 or @FILE: take along what is cached of them (one key)"),
+    {0}};
 
 static int run_open(struct cli *cli)
 {
     struct kvp_seq seqs[KVP_BATCH_MAX];
     uint64_t keys[KVP_BATCH_MAX];
-    uint32_t n = (uint32_t)cli->n_arguments - 1;
+    uint32_t n = (uint32_t)cli->n_arguments - 1, cached = 0;
+    const struct kvp_blocks *blocks;
+    struct cli_prefix prompt;
     char text[CLI_SEQ_BYTES];
     struct kvp_pool *pool;
     enum kvp_status status;
     json_t *list;
     int result;
 
+    if (n > 1 && cli_value(cli, CLI_PROMPT) != NULL)
+        return cli_usage(cli, "--prompt is of one sequence, not of %u", n);
     if (n > KVP_BATCH_MAX)
         return cli_usage(cli, "%u sequences are more than the %d of one call", n, KVP_BATCH_MAX);
     for (uint32_t i = 0; i < n; i++)
@@ -89,7 +119,11 @@ static int run_open(struct cli *cli)
     result = attach(cli, &pool);
     if (result != 0)
         return result;
-    status = kvp_seq_open(pool, n, keys, cli_value(cli, CLI_DURABLE) != NULL ? KVP_DURABLE : 0, seqs);
+    if (!parse_prompt(cli, &prompt, &blocks))
+        return 2;
+    status = kvp_seq_open_blocks(pool, n, keys, cli_value(cli, CLI_DURABLE) != NULL ? KVP_DURABLE : 0, blocks, seqs,
+                                 n == 1 ? &cached : NULL);
+    cli_prefix_free(&prompt);
     if (status != KVP_OK)
         return cli_failed("opening sequences", status);
     list = json_array();
@@ -99,13 +133,17 @@ static int run_open(struct cli *cli)
             puts(text);
     }
     if (cli_json(cli))
-        return cli_print_json(json_pack("{s:o}", "seqs", list));
+        return cli_print_json(json_pack("{s:o, s:I}", "seqs", list, "cached_tokens", (json_int_t)cached));
     json_decref(list);
+    if (blocks != NULL)
+        fprintf(stderr, "%u tokens taken along\n", cached);
     return 0;
 }
 
 static const struct argp_option advance_options[] = {
-    {"truncate", CLI_TRUNCATE, NULL, 0, "Let it shrink, and what is written with it", 0}, {0}};
+    {"truncate", CLI_TRUNCATE, NULL, 0, "Let it shrink, and what is written with it", 0},
+    PROMPT_OPTIONS("Token ids of its pages from the first on, as 1,2,3 or @FILE: by them they are found"),
+    {0}};
 
 static json_t *copies_json(const struct kvp_page_copy *copies, uint32_t n)
 {
@@ -123,6 +161,8 @@ static int run_advance(struct cli *cli)
     struct kvp_page_copy copy = {0};
     uint32_t n_copies = 0, missing = 0, reserved;
     struct kvp_point after = {0};
+    const struct kvp_blocks *blocks;
+    struct cli_prefix prompt;
     struct kvp_pool *pool;
     enum kvp_status status;
     char text[CLI_SEQ_BYTES];
@@ -136,11 +176,15 @@ static int run_advance(struct cli *cli)
     result = attach(cli, &pool);
     if (result != 0)
         return result;
+    if (!parse_prompt(cli, &prompt, &blocks))
+        return 2;
     reserved = (uint32_t)tokens;
     status = point_passed(pool, &after);
     if (status == KVP_OK)
-        status = kvp_advance(pool, 1, &seq, &reserved, &after, cli_value(cli, CLI_TRUNCATE) != NULL ? KVP_TRUNCATE : 0,
-                             &copy, &n_copies, &missing);
+        status =
+            kvp_advance_blocks(pool, 1, &seq, &reserved, blocks, &after,
+                               cli_value(cli, CLI_TRUNCATE) != NULL ? KVP_TRUNCATE : 0, &copy, &n_copies, &missing);
+    cli_prefix_free(&prompt);
     if (status != KVP_OK)
         return cli_failed("advancing", status);
     if (cli_json(cli))
@@ -524,7 +568,7 @@ const struct cli_command cli_sequence_commands[] = {
     {.words = "seq open",
      .arguments = "POOL KEY...",
      .help = "Open sequences by key and print their handles; a key that is open prints its own.",
-     .json = "seqs[].",
+     .json = "seqs[], cached_tokens.",
      .options = open_options,
      .min_arguments = 2,
      .max_arguments = MANY,

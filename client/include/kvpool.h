@@ -155,6 +155,27 @@ KVP_API enum kvp_status kvp_session_close(struct kvp_client *client, const char 
 
 /* ---- pools ------------------------------------------------------------------------------------------------------- */
 
+/* Which cached page leaves first; of the prefix cache, see there. */
+enum kvp_cache_policy {
+    KVP_POLICY_ADAPTIVE = 0, /* learns from what is asked for */
+    KVP_POLICY_LRU = 1,      /* the least recently used that no cached page extends */
+};
+enum kvp_block_hash {
+    KVP_BLOCK_HASH_KEYED = 0, /* AES, with keys that only the daemon has */
+    KVP_BLOCK_HASH_XXH3 = 1,  /* XXH3-128, faster; who may choose tokens can make two blocks look alike */
+};
+enum kvp_zero_on_reuse {
+    KVP_ZERO_DEFAULT = 0, /* on */
+    KVP_ZERO_ON = 1,      /* a page that comes to another tenant is zeroed first */
+    KVP_ZERO_OFF = 2,
+};
+/* A tenant is a user: its uid. */
+struct kvp_tenant_share {
+    uint32_t tenant;
+    uint32_t quota_pages;      /* it has no more, cached pages included; 0: no limit */
+    uint32_t guaranteed_pages; /* others evict none of its pages when it has no more */
+};
+
 /* What a pool is to be. Zero means the default where one is named. Copied by who takes it. */
 struct kvp_pool_spec {
     const char *name;              /* 1..KVP_NAME_BYTES_MAX bytes */
@@ -165,9 +186,34 @@ struct kvp_pool_spec {
     uint32_t max_sequence_tokens;  /* 0: what the pool holds, at most 131 072 */
     const char *const *devices; /* [n_devices] UUIDs of the GPUs, one slab on each; none: the first GPU, or the host */
     uint32_t n_devices;
-    bool legacy_ipc;       /* memory of cudaMalloc for cudaIpcMemHandle_t: dies with its executor */
-    uint64_t region_bytes; /* room for regions behind the pages of each slab; rounded up to 4 KiB, on a GPU 2 MiB */
-    uint32_t linger_ms;    /* how long durable sequences of a dead session wait for a claim */
+    bool legacy_ipc;        /* memory of cudaMalloc for cudaIpcMemHandle_t: dies with its executor */
+    uint64_t region_bytes;  /* room for regions behind the pages of each slab; rounded up to 4 KiB, on a GPU 2 MiB */
+    uint32_t linger_ms;     /* how long durable sequences of a dead session wait for a claim */
+    uint32_t policy;        /* enum kvp_cache_policy */
+    uint32_t block_hash;    /* enum kvp_block_hash; with XXH3 the pool is one tenant's alone */
+    uint32_t zero_on_reuse; /* enum kvp_zero_on_reuse */
+    const struct kvp_tenant_share *tenants; /* [n_tenants], at most KVP_TENANTS_MAX; others have no bounds */
+    uint32_t n_tenants;
+};
+
+/* The prefix cache of a pool; totals count from its making. */
+struct kvp_tenant_use {
+    uint32_t tenant; /* uid */
+    uint32_t pages;  /* in use, cached ones included */
+    uint32_t cached_pages;
+    uint32_t quota_pages; /* 0: no limit */
+    uint32_t guaranteed_pages;
+};
+struct kvp_cache_info {
+    uint32_t published_pages; /* known by a block key */
+    uint32_t cached_pages;    /* … of these, held by nobody: they leave when pages are needed */
+    uint32_t dirty_pages;     /* came from another tenant, and are about to be zeroed */
+    uint32_t pins;
+    uint64_t lookup_blocks; /* asked for by kvp_seq_open_blocks … */
+    uint64_t hit_blocks;    /* … and found */
+    uint64_t publishes, evictions;
+    const struct kvp_tenant_use *tenants; /* [n_tenants] who ever attached, or has a share */
+    uint32_t n_tenants;
 };
 
 /* A pool as the daemon describes it. One block of memory: what it points to lives and ends with it. */
@@ -189,6 +235,7 @@ struct kvp_pool_info {
     bool cuda; /* backend: CUDA, else host */
     bool lost; /* its memory is gone; only deleting it is possible */
     bool deleting;
+    struct kvp_cache_info cache;
 };
 
 /**
@@ -446,6 +493,113 @@ struct kvp_seq_info {
  */
 KVP_API enum kvp_status kvp_seq_list(struct kvp_pool *pool, bool all, uint32_t max, uint32_t *from_slot,
                                      struct kvp_seq_info *ret_infos, uint32_t *ret_n);
+
+/* ---- the prefix cache -------------------------------------------------------------------------------------------- */
+
+/*
+ * What full pages hold, or are to hold, of each sequence of a batch. A block is the tokens of one page; equal blocks
+ * behind equal blocks are the same K and V. A page whose block is named is found by any session of the tenant (the user)
+ * once it is full and written and the daemon has seen so (by the next call on the sequence, or its close); it stays in
+ * the cache when its sequences are closed, until its room is needed.
+ *
+ * Either token ids, of which kvpool makes the keys, or keys that the engine makes, one a block; a key stands for its block
+ * *and all before it*. Tokens that fill no page at the end are left out of account: give a prompt as it is. What was named
+ * by tokens is found by tokens, what by keys by keys of the same size.
+ */
+struct kvp_blocks {
+    const uint32_t *counts; /* [n] of each sequence: how many tokens, or keys */
+    const uint32_t *first; /* [n] the page that the first of them is of; NULL: page 0, as all but kvp_advance want it */
+    const uint32_t *tokens; /* [sum of counts], or NULL and … */
+    const void *keys;       /* … [sum of counts · key_bytes] */
+    const void *extra;      /* [extra_bytes] what else K and V depend on (LoRA, images); goes into every block */
+    size_t extra_bytes;     /* at most KVP_BLOCK_EXTRA_BYTES_MAX */
+    uint32_t key_bytes;     /* KVP_BLOCK_KEY_BYTES_MIN … _MAX */
+};
+
+/**
+ * kvp_seq_open, and take the longest cached prefix along: the sequence starts with those pages, written and reserved.
+ *
+ * @param blocks      one entry a key
+ * @param ret_cached  [n] tokens taken along; of a key that was open: of the leading blocks asked for, those that its row
+ *                    begins with; may be NULL
+ */
+KVP_API enum kvp_status kvp_seq_open_blocks(struct kvp_pool *pool, uint32_t n, const uint64_t *keys, unsigned flags,
+                                            const struct kvp_blocks *blocks, struct kvp_seq *ret_seqs,
+                                            uint32_t *ret_cached);
+
+/**
+ * kvp_advance and kvp_advance_begin, with what the pages hold: of a prompt, or of pages that decode will fill or has
+ * filled. All in one: the pages of [first, first + blocks) must lie within what is reserved.
+ *
+ * @param blocks  one entry a sequence; an entry of 0 names nothing
+ * @retval KVP_EMISMATCH  a page is known to hold another block; nothing changed
+ * @retval KVP_EINVAL     first is behind pages without keys; nothing changed
+ */
+KVP_API enum kvp_status kvp_advance_blocks(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
+                                           const uint32_t *reserved, const struct kvp_blocks *blocks,
+                                           const struct kvp_point *after, unsigned flags,
+                                           struct kvp_page_copy *ret_copies, uint32_t *ret_n_copies,
+                                           uint32_t *reterr_short);
+KVP_API enum kvp_status kvp_advance_blocks_begin(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
+                                                 const uint32_t *reserved, const struct kvp_blocks *blocks,
+                                                 const struct kvp_point *after, unsigned flags,
+                                                 struct kvp_advance **ret_advance);
+
+/**
+ * How much of each prefix is cached now: asked only. It may be gone by the time that a sequence is opened.
+ *
+ * @param n            prefixes, 1..KVP_BATCH_MAX
+ * @param ret_cached   [n] tokens
+ * @param ret_pages    [max_pages] the page ids, one prefix behind the other: of each ret_cached / page_tokens; or NULL
+ * @retval KVP_ELIMIT  the pages are more than max_pages
+ */
+KVP_API enum kvp_status kvp_match(struct kvp_client *client, const char *pool, uint32_t n,
+                                  const struct kvp_blocks *blocks, uint32_t *ret_cached, uint32_t max_pages,
+                                  int32_t *ret_pages);
+
+/**
+ * Keep whole prefixes in the cache for lease_ms from now, whoever asks for them; 0: no longer, where they are kept. The
+ * pin is the tenant's, and outlives session, process and daemon.
+ *
+ * @param ret_pinned  [n] tokens; with lease_ms 0: that were pinned until now; may be NULL
+ * @retval KVP_ENOENT  not all blocks of a prefix are cached; nothing changed
+ * @retval KVP_ELIMIT  KVP_PINS_MAX pins are there, or all rows of the pool are in use; nothing changed
+ */
+KVP_API enum kvp_status kvp_pin(struct kvp_client *client, const char *pool, uint32_t n,
+                                const struct kvp_blocks *blocks, uint32_t lease_ms, uint32_t *ret_pinned);
+
+/**
+ * Let cached pages go that nobody holds, of this user.
+ *
+ * @param pages       with n 0: how many, in the order of the pool's policy; 0: all
+ * @param n, blocks   of these prefixes, from their ends on, up to what is held or extended; else 0 and NULL
+ * @param all         every tenant's, with n 0; for root and the daemon's own user
+ * @param ret_pages   how many went; may be NULL
+ * @retval KVP_EPERM  all, by another user
+ */
+KVP_API enum kvp_status kvp_evict(struct kvp_client *client, const char *pool, uint32_t pages, uint32_t n,
+                                  const struct kvp_blocks *blocks, bool all, uint64_t *ret_pages);
+
+/* What the prefix index knows of a page. */
+struct kvp_cached_page {
+    uint8_t key[16]; /* as the daemon made it */
+    int32_t page;
+    int32_t parent;      /* page of the block before it; -1: it is a first block */
+    uint32_t children;   /* published blocks that extend it */
+    uint32_t references; /* rows and pins that hold it; 0: it is cached */
+    uint32_t tenant;     /* uid */
+    uint32_t hits;
+    uint32_t age; /* lookups since it was let go of */
+};
+
+/**
+ * The pages that the index knows, in the order of their ids, from *from_page on, at most `max` of them.
+ *
+ * @param from_page    where to start, 0 at first; on return where to go on, 0: that was all
+ * @param ret_pages    [max]; may be less, and none, though there are more
+ */
+KVP_API enum kvp_status kvp_list_cache(struct kvp_client *client, const char *pool, uint32_t max, uint32_t *from_page,
+                                       struct kvp_cached_page *ret_pages, uint32_t *ret_n);
 
 /* ---- reading without a call -------------------------------------------------------------------------------------- */
 

@@ -177,6 +177,11 @@ enum kvp_status kvp_table_row_head(const struct kvp_pool *pool, struct kvp_seq s
 /** What this session has reserved under that version of the row; UINT32_MAX where it does not know. */
 uint32_t kvp_table_reserved(const struct kvp_pool *pool, uint32_t slot, uint32_t version);
 
+/* ---- cache.c ----------------------------------------------------------------------------------------------------- */
+
+/** Blocks of n sequences as a message, which points to their arrays; NULL where there are none. */
+Kvpool__V1__Blocks *kvp_blocks_to_wire(uint32_t n, const struct kvp_blocks *blocks, Kvpool__V1__Blocks *wire);
+
 /* ---- sequences.c ------------------------------------------------------------------------------------------------- */
 
 /** @retval KVP_EINVAL  n is none of 1..KVP_BATCH_MAX */

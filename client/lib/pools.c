@@ -18,6 +18,10 @@ _Static_assert((int)KVP_DTYPE_F32 == (int)KVPOOL__V1__DTYPE__DTYPE_F32 &&
 _Static_assert((int)KVP_COMPONENT_K == (int)KVPOOL__V1__COMPONENT__COMPONENT_K &&
                    (int)KVP_COMPONENT_KPE == (int)KVPOOL__V1__COMPONENT__COMPONENT_KPE,
                "components");
+_Static_assert((int)KVP_POLICY_LRU == (int)KVPOOL__V1__POLICY__POLICY_LRU &&
+                   (int)KVP_BLOCK_HASH_XXH3 == (int)KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_XXH3 &&
+                   (int)KVP_ZERO_OFF == (int)KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_OFF,
+               "policies, hashes");
 _Static_assert((int)KVP_ORDER_HND == (int)KVPOOL__V1__ORDER__ORDER_HND &&
                    (int)KVP_PLACEMENT_PAGE == (int)KVPOOL__V1__PLACEMENT__PLACEMENT_PAGE,
                "orders and placements");
@@ -44,14 +48,17 @@ static const char *take_string(struct block *block, const char *string)
     return memcpy(take(block, bytes), string, bytes);
 }
 
-static size_t block_bytes(const Kvpool__V1__PoolSpec *spec)
+static size_t block_bytes(const Kvpool__V1__PoolSpec *spec, const Kvpool__V1__CacheInfo *cache)
 {
     size_t bytes = sizeof(struct kvp_pool_info) + spec->n_planes * (sizeof(struct kvp_plane_spec) + 8) +
                    spec->n_planes * sizeof(struct kvp_plane_layout) + spec->n_devices * sizeof(char *) +
-                   strlen(spec->name) + strlen(spec->model) + 64;
+                   spec->n_tenants * (sizeof(struct kvp_tenant_share) + 8) + strlen(spec->name) + strlen(spec->model) +
+                   64;
 
     for (size_t i = 0; i < spec->n_devices; i++)
         bytes += strlen(spec->devices[i]) + 8;
+    if (cache != NULL)
+        bytes += cache->n_tenants * sizeof(struct kvp_tenant_use) + 8;
     return bytes;
 }
 
@@ -80,7 +87,11 @@ static void fill_spec(const Kvpool__V1__PoolSpec *from, struct block *block, str
 {
     struct kvp_plane_spec *planes = take(block, from->n_planes * sizeof(*planes));
     const char **devices = take(block, from->n_devices * sizeof(*devices));
+    struct kvp_tenant_share *tenants = take(block, from->n_tenants * sizeof(*tenants));
 
+    for (size_t i = 0; i < from->n_tenants; i++)
+        tenants[i] = (struct kvp_tenant_share){from->tenants[i]->tenant, from->tenants[i]->quota_pages,
+                                               from->tenants[i]->guaranteed_pages};
     for (size_t i = 0; i < from->n_planes; i++)
         planes[i] = (struct kvp_plane_spec){.layer = from->planes[i]->layer,
                                             .component = (uint32_t)from->planes[i]->component,
@@ -106,7 +117,34 @@ static void fill_spec(const Kvpool__V1__PoolSpec *from, struct block *block, str
         .n_devices = (uint32_t)from->n_devices,
         .legacy_ipc = from->memory == KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC,
         .region_bytes = from->region_bytes,
-        .linger_ms = from->linger_ms};
+        .linger_ms = from->linger_ms,
+        .policy = (uint32_t)from->policy,
+        .block_hash = (uint32_t)from->block_hash,
+        .zero_on_reuse = (uint32_t)from->zero_on_reuse,
+        .tenants = tenants,
+        .n_tenants = (uint32_t)from->n_tenants};
+}
+
+static void fill_cache(const Kvpool__V1__CacheInfo *from, struct block *block, struct kvp_cache_info *cache)
+{
+    struct kvp_tenant_use *tenants = take(block, from->n_tenants * sizeof(*tenants));
+
+    for (size_t i = 0; i < from->n_tenants; i++)
+        tenants[i] = (struct kvp_tenant_use){.tenant = from->tenants[i]->tenant,
+                                             .pages = from->tenants[i]->pages,
+                                             .cached_pages = from->tenants[i]->cached_pages,
+                                             .quota_pages = from->tenants[i]->quota_pages,
+                                             .guaranteed_pages = from->tenants[i]->guaranteed_pages};
+    *cache = (struct kvp_cache_info){.published_pages = from->published_pages,
+                                     .cached_pages = from->cached_pages,
+                                     .dirty_pages = from->dirty_pages,
+                                     .pins = from->pins,
+                                     .lookup_blocks = from->lookup_blocks,
+                                     .hit_blocks = from->hit_blocks,
+                                     .publishes = from->publishes,
+                                     .evictions = from->evictions,
+                                     .tenants = tenants,
+                                     .n_tenants = (uint32_t)from->n_tenants};
 }
 
 enum kvp_status kvp_pool_info_from(const Kvpool__V1__PoolInfo *from, struct kvp_pool_info **ret_info)
@@ -118,7 +156,7 @@ enum kvp_status kvp_pool_info_from(const Kvpool__V1__PoolInfo *from, struct kvp_
 
     if (from == NULL || from->spec == NULL)
         return kvp_fail(KVP_EPROTO, "the reply describes no pool");
-    info = calloc(1, block_bytes(from->spec));
+    info = calloc(1, block_bytes(from->spec, from->cache));
     if (info == NULL)
         return kvp_fail(KVP_ENOMEM, "no memory for the description of a pool");
     block.at = (unsigned char *)(info + 1);
@@ -130,6 +168,8 @@ enum kvp_status kvp_pool_info_from(const Kvpool__V1__PoolInfo *from, struct kvp_
         return status;
     }
     info->planes = planes;
+    if (from->cache != NULL)
+        fill_cache(from->cache, &block, &info->cache);
     if (from->layout_digest.len == sizeof(info->layout_digest))
         memcpy(info->layout_digest, from->layout_digest.data, sizeof(info->layout_digest));
     info->slabs = from->spec->n_devices > 0 ? (uint32_t)from->spec->n_devices : 1;
@@ -199,9 +239,31 @@ static enum kvp_status planes_to(const struct kvp_layout_spec *layout, Kvpool__V
     return KVP_OK;
 }
 
+/* The cache's part of a spec. @param shares, pointers  [KVP_TENANTS_MAX], valid as long as the message */
+static enum kvp_status cache_to(const struct kvp_pool_spec *spec, Kvpool__V1__PoolSpec *to,
+                                Kvpool__V1__TenantShare *shares, Kvpool__V1__TenantShare **pointers)
+{
+    if (spec->n_tenants > KVP_TENANTS_MAX)
+        return kvp_fail(KVP_EINVAL, "%u tenants; a pool has at most %d", spec->n_tenants, KVP_TENANTS_MAX);
+    for (uint32_t i = 0; i < spec->n_tenants; i++) {
+        kvpool__v1__tenant_share__init(&shares[i]);
+        shares[i].tenant = spec->tenants[i].tenant;
+        shares[i].quota_pages = spec->tenants[i].quota_pages;
+        shares[i].guaranteed_pages = spec->tenants[i].guaranteed_pages;
+        pointers[i] = &shares[i];
+    }
+    to->policy = (Kvpool__V1__Policy)spec->policy;
+    to->block_hash = (Kvpool__V1__BlockHash)spec->block_hash;
+    to->zero_on_reuse = (Kvpool__V1__ZeroOnReuse)spec->zero_on_reuse;
+    to->n_tenants = spec->n_tenants;
+    to->tenants = pointers;
+    return KVP_OK;
+}
+
 enum kvp_status kvp_pool_create(struct kvp_client *client, const struct kvp_pool_spec *spec,
                                 struct kvp_pool_info **ret_info)
 {
+    Kvpool__V1__TenantShare shares[KVP_TENANTS_MAX], *pointers[KVP_TENANTS_MAX];
     Kvpool__V1__CreatePoolRequest request = KVPOOL__V1__CREATE_POOL_REQUEST__INIT;
     Kvpool__V1__PoolSpec to = KVPOOL__V1__POOL_SPEC__INIT;
     enum kvp_status status;
@@ -210,7 +272,9 @@ enum kvp_status kvp_pool_create(struct kvp_client *client, const struct kvp_pool
 
     if (spec->layout.n_planes > KVP_PLANES_MAX)
         return kvp_fail(KVP_EINVAL, "%u planes; a pool has at most %d", spec->layout.n_planes, KVP_PLANES_MAX);
-    status = planes_to(&spec->layout, &to, &block);
+    status = cache_to(spec, &to, shares, pointers);
+    if (status == KVP_OK)
+        status = planes_to(&spec->layout, &to, &block);
     if (status != KVP_OK)
         return status;
     to.name = (char *)(spec->name != NULL ? spec->name : "");

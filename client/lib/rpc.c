@@ -65,6 +65,10 @@ static const struct kvp_rpc_method methods[] = {
     METHOD(GET_STATS, "GetStats", get_stats, false, KVP_OK),
     METHOD(AUDIT, "Audit", audit, false, KVP_OK),
     METHOD(RELEASE_QUARANTINE, "ReleaseQuarantine", release_quarantine, true, KVP_OK),
+    METHOD(MATCH, "Match", match, false, KVP_OK),
+    METHOD(PIN, "Pin", pin, true, KVP_OK),
+    METHOD(EVICT, "Evict", evict, true, KVP_OK),
+    METHOD(LIST_CACHE, "ListCache", list_cache, false, KVP_OK),
     METHOD(MAP_REGION, "MapRegion", map_region, true, KVP_OK),
     METHOD(UNMAP_REGION, "UnmapRegion", unmap_region, true, KVP_OK),
 };

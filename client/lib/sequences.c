@@ -80,7 +80,14 @@ static void remember(struct kvp_pool *pool, uint32_t slot, uint32_t version, uin
 enum kvp_status kvp_seq_open(struct kvp_pool *pool, uint32_t n, const uint64_t *keys, unsigned flags,
                              struct kvp_seq *ret_seqs)
 {
+    return kvp_seq_open_blocks(pool, n, keys, flags, NULL, ret_seqs, NULL);
+}
+
+enum kvp_status kvp_seq_open_blocks(struct kvp_pool *pool, uint32_t n, const uint64_t *keys, unsigned flags,
+                                    const struct kvp_blocks *blocks, struct kvp_seq *ret_seqs, uint32_t *ret_cached)
+{
     Kvpool__V1__OpenSequencesRequest request = KVPOOL__V1__OPEN_SEQUENCES_REQUEST__INIT;
+    Kvpool__V1__Blocks wire;
     const Kvpool__V1__OpenSequencesReply *reply;
     enum kvp_status status = kvp_check_batch("kvp_seq_open", n);
     struct kvp_rpc rpc;
@@ -93,6 +100,7 @@ enum kvp_status kvp_seq_open(struct kvp_pool *pool, uint32_t n, const uint64_t *
     request.n_keys = n;
     request.keys = (uint64_t *)keys;
     request.durable = (flags & KVP_DURABLE) != 0;
+    request.blocks = kvp_blocks_to_wire(n, blocks, &wire);
     status = kvp_rpc_call(pool->client, pool, KVPOOL__V1__METHOD__METHOD_OPEN_SEQUENCES, &request.base, NULL, 0, &rpc);
     if (status != KVP_OK)
         goto release;
@@ -102,9 +110,13 @@ enum kvp_status kvp_seq_open(struct kvp_pool *pool, uint32_t n, const uint64_t *
         status = kvp_rpc_check_count("versions", reply->n_versions, n);
     if (status == KVP_OK)
         status = kvp_rpc_check_count("reservations", reply->n_reserved, n);
+    if (status == KVP_OK && blocks != NULL)
+        status = kvp_rpc_check_count("cached prefixes", reply->n_cached, n);
     if (status != KVP_OK)
         goto release;
     for (uint32_t i = 0; i < n; i++) {
+        if (ret_cached != NULL)
+            ret_cached[i] = blocks != NULL ? reply->cached[i] : 0;
         ret_seqs[i] = kvp_seq_from_wire(reply->seqs[i]);
         remember(pool, ret_seqs[i].slot, reply->versions[i], reply->reserved[i]);
     }
@@ -126,9 +138,11 @@ struct kvp_advance {
 };
 
 static enum kvp_status begin(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs, const uint32_t *reserved,
-                             const struct kvp_point *after, unsigned flags, struct kvp_advance *advance)
+                             const struct kvp_blocks *blocks, const struct kvp_point *after, unsigned flags,
+                             struct kvp_advance *advance)
 {
     Kvpool__V1__AdvanceRequest request = KVPOOL__V1__ADVANCE_REQUEST__INIT;
+    Kvpool__V1__Blocks blocks_wire;
     enum kvp_status status = kvp_check_batch("kvp_advance", n);
     uint64_t wire[KVP_BATCH_MAX];
     struct after_arrays points;
@@ -154,6 +168,7 @@ static enum kvp_status begin(struct kvp_pool *pool, uint32_t n, const struct kvp
     request.n_after_timelines = request.n_after_values = points.n;
     request.after_timelines = points.timelines;
     request.after_values = points.values;
+    request.blocks = kvp_blocks_to_wire(n, blocks, &blocks_wire);
     return kvp_rpc_begin(pool->client, pool, KVPOOL__V1__METHOD__METHOD_ADVANCE, &request.base, NULL, 0, &advance->rpc);
 }
 
@@ -185,8 +200,16 @@ enum kvp_status kvp_advance(struct kvp_pool *pool, uint32_t n, const struct kvp_
                             const struct kvp_point *after, unsigned flags, struct kvp_page_copy *ret_copies,
                             uint32_t *ret_n_copies, uint32_t *reterr_short)
 {
+    return kvp_advance_blocks(pool, n, seqs, reserved, NULL, after, flags, ret_copies, ret_n_copies, reterr_short);
+}
+
+enum kvp_status kvp_advance_blocks(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
+                                   const uint32_t *reserved, const struct kvp_blocks *blocks,
+                                   const struct kvp_point *after, unsigned flags, struct kvp_page_copy *ret_copies,
+                                   uint32_t *ret_n_copies, uint32_t *reterr_short)
+{
     struct kvp_advance advance;
-    enum kvp_status status = begin(pool, n, seqs, reserved, after, flags, &advance);
+    enum kvp_status status = begin(pool, n, seqs, reserved, blocks, after, flags, &advance);
 
     if (status != KVP_OK)
         return status;
@@ -199,12 +222,20 @@ enum kvp_status kvp_advance_begin(struct kvp_pool *pool, uint32_t n, const struc
                                   const uint32_t *reserved, const struct kvp_point *after, unsigned flags,
                                   struct kvp_advance **ret_advance)
 {
+    return kvp_advance_blocks_begin(pool, n, seqs, reserved, NULL, after, flags, ret_advance);
+}
+
+enum kvp_status kvp_advance_blocks_begin(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
+                                         const uint32_t *reserved, const struct kvp_blocks *blocks,
+                                         const struct kvp_point *after, unsigned flags,
+                                         struct kvp_advance **ret_advance)
+{
     struct kvp_advance *advance = malloc(sizeof(*advance));
     enum kvp_status status;
 
     if (advance == NULL)
         return kvp_fail(KVP_ENOMEM, "no memory for an advance");
-    status = begin(pool, n, seqs, reserved, after, flags, advance);
+    status = begin(pool, n, seqs, reserved, blocks, after, flags, advance);
     if (status != KVP_OK) {
         free(advance);
         return status;

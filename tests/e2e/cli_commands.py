@@ -39,8 +39,9 @@ class Program(cli_house.Case):
     def test_help_lists_every_command_but_hidden_ones(self):
         text = self.run_cli("--help").stdout
         for command in ("status", "audit", "pool create", "pool list", "pool show", "pool delete", "region delete",
-                        "session open", "session close", "seq open", "seq advance", "seq append", "seq fork", "seq close", "seq list",
-                        "seq show", "seqlens", "page-table", "quarantine release", "demo"):
+                        "session open", "session close", "seq open", "seq advance", "seq append", "seq fork",
+                        "seq close", "seq list", "seq show", "seqlens", "page-table", "cache show", "cache match",
+                        "cache pin", "cache unpin", "cache evict", "cache list", "quarantine release", "demo"):
             self.assertIn(f"  {command} ", text)
         self.assertNotIn("demo-worker", text)
 
@@ -371,6 +372,103 @@ class Sequences(cli_house.Case):
         self.assertEqual(listed(), {one, theirs})
         self.run_cli("seq", "close", "p", theirs, session=other)
         self.run_cli("session", "close", session=other)
+
+
+class Cache(cli_house.Case):
+    """A prompt of 10 tokens, 2 pages and a part, that was written and closed."""
+
+    def setUp(self):
+        self.run_cli("pool", "create", "p", *SMALL, "--page-tokens", "4", "--policy", "lru")
+        self.session = self.run_cli("session", "open").stdout.strip()
+        self.prompt = ",".join(str(7 * i) for i in range(10))
+        one, = self.json_of("seq", "open", "p", "1", "--prompt", self.prompt, session=self.session)["seqs"]
+        self.run_cli("seq", "advance", "p", one, "10", "--prompt", self.prompt, session=self.session)
+        self.run_cli("seq", "append", "p", one, "--tokens", "10", session=self.session)
+        self.run_cli("seq", "close", "p", one, session=self.session)
+
+    def tearDown(self):
+        self.run_cli("session", "close", session=self.session)
+        self.assert_clean()
+        self.run_cli("pool", "delete", "p")
+
+    def test_a_prompt_is_found_by_its_tokens_and_taken_along(self):
+        self.assertEqual(self.json_of("cache", "match", "p", self.prompt), {"pool": "p", "cached_tokens": 8})
+        self.assertEqual(self.run_cli("cache", "match", "p", "1,2,3,4").stdout, "0 tokens are cached\n")
+        path = self.daemon.folder / "prompt"
+        path.write_text(self.prompt.replace(",", "\n") + "\n")
+        self.assertEqual(self.json_of("cache", "match", "p", f"@{path}")["cached_tokens"], 8)
+        opened = self.json_of("seq", "open", "p", "2", "--prompt", f"@{path}", session=self.session)
+        path.unlink()
+        self.assertEqual(opened["cached_tokens"], 8)
+        self.assertEqual(self.json_of("seqlens", "p", *opened["seqs"]), {"lengths": [8]})
+        shown = self.json_of("cache", "show", "p")
+        self.assertEqual((shown["policy"], shown["lookup_blocks"], shown["hit_blocks"], shown["published_pages"],
+                          shown["cached_pages"]), ("lru", 4, 2, 2, 0))
+        self.run_cli("seq", "close", "p", *opened["seqs"], session=self.session)
+        text = self.run_cli("cache", "show", "p").stdout
+        self.assertIn("cached      2 pages that nobody holds, of 2 published", text)
+        self.assertIn("found       2 of 4 blocks asked for (50.0 %)", text)
+
+    def test_an_engines_keys_are_given_in_hexadecimal(self):
+        keys = "00112233445566778899aabbccddeeff,ffeeddccbbaa99887766554433221100"
+        one, = self.json_of("seq", "open", "p", "3", session=self.session)["seqs"]
+        self.run_cli("seq", "advance", "p", one, "8", "--prompt", keys, "--keys", "--extra", "lora", session=self.session)
+        self.run_cli("seq", "append", "p", one, "--tokens", "8", session=self.session)
+        self.assertEqual(self.json_of("cache", "match", "p", keys, "--keys", "--extra", "lora")["cached_tokens"], 8)
+        self.assertEqual(self.json_of("cache", "match", "p", keys, "--keys")["cached_tokens"], 0)
+        self.run_cli("seq", "close", "p", one, session=self.session)
+
+    def test_a_pin_keeps_a_prefix_from_eviction(self):
+        self.assertEqual(self.json_of("cache", "pin", "p", self.prompt, "--lease-ms", "60000"),
+                         {"pool": "p", "pinned_tokens": 8, "lease_ms": 60000})
+        self.assertEqual(self.json_of("cache", "evict", "p"), {"pool": "p", "evicted_pages": 0})
+        self.assertEqual(self.json_of("cache", "show", "p")["pins"], 1)
+        self.assertEqual(self.run_cli("cache", "unpin", "p", self.prompt).stdout,
+                         "8 tokens were pinned, and are no longer\n")
+        self.assertEqual(self.json_of("cache", "evict", "p", "--pages", "1"), {"pool": "p", "evicted_pages": 1})
+        self.assertEqual(self.json_of("cache", "evict", "p", self.prompt)["evicted_pages"], 1)
+        self.assertEqual(self.json_of("cache", "match", "p", self.prompt)["cached_tokens"], 0)
+
+    def test_pages_are_listed_with_their_families(self):
+        first, second = sorted(self.json_of("cache", "list", "p")["pages"], key=lambda page: page["parent"])
+        self.assertEqual((first["parent"], first["children"], second["parent"], second["children"]),
+                         (-1, 1, first["page"], 0))
+        self.assertEqual((first["references"], first["tenant"]), (0, os.getuid()))
+        self.assertRegex(first["key"], "^[0-9a-f]{32}$")
+        self.assertEqual(len(self.run_cli("cache", "list", "p").stdout.splitlines()), 2)
+
+    def test_shares_and_hash_are_said_at_the_making(self):
+        made = self.json_of("pool", "create", "q", *SMALL, "--block-hash", "xxh3", "--zero-on-reuse", "off", "--tenant",
+                            f"{os.getuid()}:20:5")
+        self.assertEqual((made["policy"], made["block_hash"], made["zero_on_reuse"]), ("adaptive", "xxh3", "off"))
+        self.assertEqual(made["cache"]["tenants"], [{"tenant": os.getuid(), "pages": 0, "cached_pages": 0,
+                                                     "quota_pages": 20, "guaranteed_pages": 5}])
+        self.assertIn("policy adaptive, block hash xxh3, zero on reuse off", self.run_cli("pool", "show", "q").stdout)
+        self.run_cli("pool", "delete", "q")
+
+    def test_what_can_not_be_is_refused(self):
+        self.misused("cache", "match", "p", "1,two", text="a token is `two'")
+        self.misused("cache", "match", "p", "4294967296", text="a token is `4294967296'")
+        self.misused("cache", "match", "p", "00,0011", "--keys", text="`0011' is no block key")
+        self.misused("cache", "match", "p", "xy", "--keys", text="`xy' is no block key")
+        self.fails("KVP_EINVAL", "cache", "match", "p", "00", "--keys", text="key_bytes 1, must be 8 to 32")
+        self.run_cli("cache", "match", "p", "@/nowhere/at/all", code=2)
+        self.misused("cache", "evict", "p", "1,2", "--pages", "3", text="--pages and --all are without a prefix")
+        self.misused("seq", "open", "p", "1", "2", "--prompt", "1", text="--prompt is of one sequence",
+                     session=self.session)
+        self.misused("seq", "open", "p", "1", "--extra", "x", text="--keys and --extra are of --prompt",
+                     session=self.session)
+        self.misused("pool", "create", "x", *SMALL, "--tenant", "1:2", text="UID:QUOTA:GUARANTEED is wanted")
+        self.misused("pool", "create", "x", *SMALL, "--policy", "fifo", text="none of adaptive, lru")
+        self.fails("KVP_EINVAL", "pool", "create", "x", *SMALL, "--tenant", "1:2:3", text="more than its quota of 2")
+        self.fails("KVP_ENOENT", "cache", "pin", "p", "1,2,3,4", text="the first 0 are cached")
+        self.fails("KVP_ENOENT", "cache", "list", "nowhere")
+
+
+class ConnectOptions(ctypes.Structure):
+    """struct kvp_connect_options"""
+    _fields_ = [("connect_ms", ctypes.c_uint32), ("reconnect_ms", ctypes.c_uint32), ("call_ms", ctypes.c_uint32),
+                ("session", ctypes.c_char_p)]
 
 
 class Quarantine(cli_house.Case):

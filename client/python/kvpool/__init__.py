@@ -14,6 +14,7 @@ request id. Errors are classes of `kvpool.errors`, each with the C library's `st
 """
 from __future__ import annotations
 
+from ._blocks import CachedPage
 from .client import Client, SessionInfo, connect
 from .errors import (
     AlreadyExists,
@@ -53,15 +54,16 @@ from .plane import Plane
 from .pool import Advance, Pool
 from .region import Region, RegionInfo
 from .sequence import Point, Sequence, SequenceInfo
-from .spec import PlaneSpec, PoolInfo, PoolSpec
+from .spec import CacheInfo, PlaneSpec, PoolInfo, PoolSpec, TenantShare, TenantUse
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Advance", "AlreadyExists", "BadIndex", "Busy", "Client", "DeviceError", "Disconnected", "InternalError",
-    "InvalidArgument", "KvpoolError", "LayoutMismatch", "LedgerCorrupt", "LimitReached", "Mismatch", "NoDevice",
-    "NotFound", "NotPermitted", "NotServed", "OutOfMemory", "OutOfPages", "PagedKVCacheManager", "Plane",
-    "PlaneSpec", "Point", "Pool", "PoolInfo", "PoolLost", "PoolSpec", "ProtocolError", "Region", "RegionInfo",
-    "Sequence", "SequenceInfo", "SessionEnded", "SessionInfo", "StaleHandle", "Status", "TimedOut", "TryAgain",
-    "append_paged_kv_cache", "append_paged_mla_kv_cache", "connect", "get_batch_indices_positions", "get_seq_lens",
+    "Advance", "AlreadyExists", "BadIndex", "Busy", "CacheInfo", "CachedPage", "Client", "DeviceError",
+    "Disconnected", "InternalError", "InvalidArgument", "KvpoolError", "LayoutMismatch", "LedgerCorrupt",
+    "LimitReached", "Mismatch", "NoDevice", "NotFound", "NotPermitted", "NotServed", "OutOfMemory", "OutOfPages",
+    "PagedKVCacheManager", "Plane", "PlaneSpec", "Point", "Pool", "PoolInfo", "PoolLost", "PoolSpec",
+    "ProtocolError", "Region", "RegionInfo", "Sequence", "SequenceInfo", "SessionEnded", "SessionInfo",
+    "StaleHandle", "Status", "TenantShare", "TenantUse", "TimedOut", "TryAgain", "append_paged_kv_cache",
+    "append_paged_mla_kv_cache", "connect", "get_batch_indices_positions", "get_seq_lens",
 ]

@@ -39,6 +39,11 @@ PAGE_TOKENS_MAX = 4096
 SEQUENCE_TOKENS_MAX = 1 << 24
 TIMELINES_MAX = 16
 DLPACK_DIMS_MAX = 8
+PINS_MAX = 1024
+TENANTS_MAX = 64
+BLOCK_KEY_BYTES_MIN = 8
+BLOCK_KEY_BYTES_MAX = 32
+BLOCK_EXTRA_BYTES_MAX = 4096
 DURABLE = 1
 TRUNCATE = 2
 REGION_EXCLUSIVE = 1
@@ -64,6 +69,10 @@ COMPONENTS = {1: "k", 2: "v", 3: "ckv", 4: "kpe"}
 COMPONENT_CODES = {name: code for code, name in COMPONENTS.items()}
 ORDERS = {1: "NHD", 2: "HND"}
 PLACEMENTS = {1: "layer", 2: "page"}
+POLICIES = {0: "adaptive", 1: "lru"}
+BLOCK_HASHES = {0: "keyed", 1: "xxh3"}
+ZERO_ON = 1
+ZERO_OFF = 2
 SEQUENCE_STATES = {1: "open", 2: "retiring", 3: "quarantined", 4: "lingering", 5: "busy"}
 VIOLATIONS = {1: "page id", 2: "position", 3: "batch index", 4: "slot", 5: "row version", 6: "capacity"}
 
@@ -136,6 +145,89 @@ class PlaneLayout(Structure):
     _fields_ = [(name, c_uint64) for name in ("offset", "page_stride", "token_stride", "head_stride")]
 
 
+class TenantShare(Structure):
+    tenant: int
+    quota_pages: int
+    guaranteed_pages: int
+    _fields_ = [(name, c_uint32) for name in ("tenant", "quota_pages", "guaranteed_pages")]
+
+
+class TenantUse(Structure):
+    tenant: int
+    pages: int
+    cached_pages: int
+    quota_pages: int
+    guaranteed_pages: int
+    _fields_ = [
+        (name, c_uint32) for name in ("tenant", "pages", "cached_pages", "quota_pages", "guaranteed_pages")
+    ]
+
+
+class CacheInfo(Structure):
+    published_pages: int
+    cached_pages: int
+    dirty_pages: int
+    pins: int
+    lookup_blocks: int
+    hit_blocks: int
+    publishes: int
+    evictions: int
+    tenants: Any
+    n_tenants: int
+    _fields_ = [
+        ("published_pages", c_uint32),
+        ("cached_pages", c_uint32),
+        ("dirty_pages", c_uint32),
+        ("pins", c_uint32),
+        ("lookup_blocks", c_uint64),
+        ("hit_blocks", c_uint64),
+        ("publishes", c_uint64),
+        ("evictions", c_uint64),
+        ("tenants", ctypes.POINTER(TenantUse)),
+        ("n_tenants", c_uint32),
+    ]
+
+
+class Blocks(Structure):
+    counts: int | None
+    first: int | None
+    tokens: int | None
+    keys: int | None
+    extra: int | None
+    extra_bytes: int
+    key_bytes: int
+    _fields_ = [
+        ("counts", c_void_p),
+        ("first", c_void_p),
+        ("tokens", c_void_p),
+        ("keys", c_void_p),
+        ("extra", c_void_p),
+        ("extra_bytes", ctypes.c_size_t),
+        ("key_bytes", c_uint32),
+    ]
+
+
+class CachedPage(Structure):
+    key: Any
+    page: int
+    parent: int
+    children: int
+    references: int
+    tenant: int
+    hits: int
+    age: int
+    _fields_ = [
+        ("key", c_uint8 * 16),
+        ("page", c_int32),
+        ("parent", c_int32),
+        ("children", c_uint32),
+        ("references", c_uint32),
+        ("tenant", c_uint32),
+        ("hits", c_uint32),
+        ("age", c_uint32),
+    ]
+
+
 class PoolSpec(Structure):
     name: bytes
     model: bytes | None
@@ -148,6 +240,11 @@ class PoolSpec(Structure):
     legacy_ipc: bool
     region_bytes: int
     linger_ms: int
+    policy: int
+    block_hash: int
+    zero_on_reuse: int
+    tenants: Any
+    n_tenants: int
     _fields_ = [
         ("name", c_char_p),
         ("model", c_char_p),
@@ -160,6 +257,11 @@ class PoolSpec(Structure):
         ("legacy_ipc", c_bool),
         ("region_bytes", c_uint64),
         ("linger_ms", c_uint32),
+        ("policy", c_uint32),
+        ("block_hash", c_uint32),
+        ("zero_on_reuse", c_uint32),
+        ("tenants", ctypes.POINTER(TenantShare)),
+        ("n_tenants", c_uint32),
     ]
 
 
@@ -181,6 +283,7 @@ class PoolInfo(Structure):
     cuda: bool
     lost: bool
     deleting: bool
+    cache: CacheInfo
     _fields_ = [
         ("spec", PoolSpec),
         ("planes", ctypes.POINTER(PlaneLayout)),
@@ -199,6 +302,7 @@ class PoolInfo(Structure):
         ("cuda", c_bool),
         ("lost", c_bool),
         ("deleting", c_bool),
+        ("cache", CacheInfo),
     ]
 
 
@@ -505,6 +609,11 @@ STRUCTS: dict[str, type[Structure]] = {
     "kvp_plane_spec": PlaneSpec,
     "kvp_layout_spec": LayoutSpec,
     "kvp_plane_layout": PlaneLayout,
+    "kvp_tenant_share": TenantShare,
+    "kvp_tenant_use": TenantUse,
+    "kvp_cache_info": CacheInfo,
+    "kvp_blocks": Blocks,
+    "kvp_cached_page": CachedPage,
     "kvp_pool_spec": PoolSpec,
     "kvp_pool_info": PoolInfo,
     "kvp_attach_options": AttachOptions,
@@ -547,8 +656,12 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "kvp_region_map": (_STATUS, [_P, c_uint32, c_char_p, c_uint64, c_uint, _P]),
     "kvp_region_unmap": (_STATUS, [_P, c_uint32, c_char_p, c_uint]),
     "kvp_region_list": (_STATUS, [_P, c_char_p, _P, _P]),
-    "kvp_seq_open": (_STATUS, [_P, c_uint32, _P, c_uint, _P]),
-    "kvp_advance_begin": (_STATUS, [_P, c_uint32, _P, _P, _P, c_uint, _P]),
+    "kvp_seq_open_blocks": (_STATUS, [_P, c_uint32, _P, c_uint, _P, _P, _P]),
+    "kvp_advance_blocks_begin": (_STATUS, [_P, c_uint32, _P, _P, _P, _P, c_uint, _P]),
+    "kvp_match": (_STATUS, [_P, c_char_p, c_uint32, _P, _P, c_uint32, _P]),
+    "kvp_pin": (_STATUS, [_P, c_char_p, c_uint32, _P, c_uint32, _P]),
+    "kvp_evict": (_STATUS, [_P, c_char_p, c_uint32, c_uint32, _P, c_bool, _P]),
+    "kvp_list_cache": (_STATUS, [_P, c_char_p, c_uint32, _P, _P, _P]),
     "kvp_advance_wait": (_STATUS, [_P, _P, _P, _P]),
     "kvp_fork": (_STATUS, [_P, c_uint32, _P, _P, _P, _P, _P, _P, _P]),
     "kvp_transfer": (_STATUS, [_P, c_uint32, _P, c_uint64, _P, _P]),

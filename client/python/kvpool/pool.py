@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _abi, _views
 from ._append import Source, Steps, sources_of
+from ._blocks import CachedPage, Tokens, blocks_of
 from .client import Owner
 from .errors import Busy, Disconnected, InvalidArgument, PoolLost, SessionEnded, StaleHandle, check, fail
 from .plane import Plane
@@ -259,20 +260,36 @@ class Pool:
 
     # ---- sequences -----------------------------------------------------------------------------------------------
 
-    def open(self, key: int | str, *, durable: bool = False) -> Sequence:
+    def open(self, key: int | str, *, durable: bool = False, tokens: Tokens = None,
+             blocks: Listing[bytes] | None = None, extra: bytes = b"") -> Sequence:
         """A sequence by key, empty; or the one of that key that is open in this session. `durable`: it outlives its
-        session by the pool's linger_ms. Raises LimitReached where all rows are in use."""
-        return self.open_many([key], durable=durable)[0]
+        session by the pool's linger_ms. Raises LimitReached where all rows are in use.
 
-    def open_many(self, keys: Listing[int | str], *, durable: bool = False) -> list[Sequence]:
-        """The same for up to 1024 keys in one call, all or nothing."""
+        With `tokens` (ids of the prompt), or `blocks` (block keys of the engine's, 8 to 32 bytes, one a page; each
+        stands for its page *and all before it*), the longest prefix that is cached is taken along: the sequence
+        begins with those tokens written, `Sequence.cached` of them. `extra`: what else their bytes depend on (a LoRA,
+        an image). What is written behind them is found by others once it is named: `Sequence.publish`.
+        """
+        return self.open_many([key], durable=durable, tokens=None if tokens is None else [tokens],
+                              blocks=None if blocks is None else [blocks], extra=extra)[0]
+
+    def open_many(self, keys: Listing[int | str], *, durable: bool = False, tokens: Listing[Tokens] | None = None,
+                  blocks: Listing[Listing[bytes]] | None = None, extra: bytes = b"") -> list[Sequence]:
+        """The same for up to 1024 keys in one call, all or nothing; `tokens` or `blocks` has an entry for each."""
         numbers = array.array("Q", [key_of(key) for key in keys])
-        wires = array.array("Q", bytes(8 * len(numbers)))
-        check(_abi.library().kvp_seq_open(self.pointer, len(numbers), _views.address(numbers),
-                                          _abi.DURABLE if durable else 0, _views.address(wires)))
+        wires, cached = array.array("Q", bytes(8 * len(numbers))), array.array("I", bytes(4 * len(numbers)))
+        named, _kept = blocks_of(len(numbers), tokens, blocks, None, extra)
+        check(_abi.library().kvp_seq_open_blocks(
+            self.pointer, len(numbers), _views.address(numbers), _abi.DURABLE if durable else 0, named,
+            _views.address(wires), _views.address(cached)))
         if durable:
             self._durable.update(wires)
-        return [self._known(wire, key) for wire, key in zip(wires, numbers)]
+        opened = [self._known(wire, key) for wire, key in zip(wires, numbers)]
+        for seq, found in zip(opened, cached):
+            seq.cached = found
+            if seq._reserved is None and len(self.row(seq)) * self.page_size == found:
+                seq._reserved = found
+        return opened
 
     def _known(self, wire: int, key: int) -> Sequence:
         with self._lock:
@@ -297,25 +314,33 @@ class Pool:
                 self._durable.discard(seq.wire)
 
     def advance(self, seqs: Listing[Sequence], reserved: Listing[int], *, truncate: bool = False,
-                after: Point | None = None, stream: Any = None) -> None:
+                after: Point | None = None, stream: Any = None, tokens: Listing[Tokens] | None = None,
+                blocks: Listing[Listing[bytes]] | None = None, first: Listing[int] | None = None,
+                extra: bytes = b"") -> None:
         """Set how many tokens each sequence has room for: one call, all or nothing, up to 1024 sequences.
 
         State, not change: a repeat does nothing. Less than now needs `truncate`, which on CUDA pools gives pages back
         when `after` is reached (None: when `stream` gets there). Copies that the sequences owe are carried out on
-        `stream`. Raises OutOfPages (`.missing`), StaleHandle, InvalidArgument; nothing changed then.
+        `stream`. `tokens` or `blocks` say what pages hold, or will hold, from page first[i] of seqs[i] on: as
+        `Sequence.publish`. Raises OutOfPages (`.missing`), StaleHandle, InvalidArgument, Mismatch; nothing changed
+        then.
         """
-        self.advance_begin(seqs, reserved, truncate=truncate, after=after, stream=stream).wait(stream=stream)
+        self.advance_begin(seqs, reserved, truncate=truncate, after=after, stream=stream, tokens=tokens, blocks=blocks,
+                           first=first, extra=extra).wait(stream=stream)
 
     def advance_begin(self, seqs: Listing[Sequence], reserved: Listing[int], *, truncate: bool = False,
-                      after: Point | None = None, stream: Any = None) -> Advance:
+                      after: Point | None = None, stream: Any = None, tokens: Listing[Tokens] | None = None,
+                      blocks: Listing[Listing[bytes]] | None = None, first: Listing[int] | None = None,
+                      extra: bytes = b"") -> Advance:
         """The first half of `advance`: the round trip overlaps what is done until `Advance.wait`, which must come."""
         kept = list(seqs)
         wires = self._handles(kept)
         room = _u32s("reserved", reserved, len(kept))
         points = self._points(after, len(kept), stream) if truncate else None
         pointer = ctypes.c_void_p()
-        check(_abi.library().kvp_advance_begin(
-            self.pointer, len(kept), _views.address(wires), _views.address(room), points,
+        named, _arrays = blocks_of(len(kept), tokens, blocks, first, extra)
+        check(_abi.library().kvp_advance_blocks_begin(
+            self.pointer, len(kept), _views.address(wires), _views.address(room), named, points,
             _abi.TRUNCATE if truncate else 0, ctypes.byref(pointer)))
         assert pointer.value is not None
         return Advance(self, pointer.value, kept, room, truncate)
@@ -444,6 +469,67 @@ class Pool:
                         return
             if at.value == 0:
                 return
+
+    # ---- the prefix cache ----------------------------------------------------------------------------------------
+
+    def match(self, tokens: Tokens = None, *, blocks: Listing[bytes] | None = None, extra: bytes = b"") -> int:
+        """How many of these tokens, or of the tokens of these blocks, are cached now: one call, which promises
+        nothing. `open` takes them along."""
+        cached = ctypes.c_uint32()
+        named, _kept = self._prefix(tokens, blocks, extra)
+        check(_abi.library().kvp_match(self.client.pointer, self.name.encode(), 1, named, ctypes.byref(cached), 0,
+                                       None))
+        return cached.value
+
+    def pin(self, tokens: Tokens = None, *, blocks: Listing[bytes] | None = None, extra: bytes = b"",
+            lease_ms: int = 60_000) -> int:
+        """Keep a whole prefix in the cache for `lease_ms` from now, whoever asks for it; again gives it the new lease.
+        The pin is the user's and outlives process and daemon. Returns its tokens. Raises NotFound where not all of it
+        is cached, LimitReached."""
+        return self._pin(tokens, blocks, extra, lease_ms)
+
+    def unpin(self, tokens: Tokens = None, *, blocks: Listing[bytes] | None = None, extra: bytes = b"") -> int:
+        """End the pin of exactly this prefix. Returns its tokens; 0: it was not pinned."""
+        return self._pin(tokens, blocks, extra, 0)
+
+    def _pin(self, tokens: Tokens, blocks: Listing[bytes] | None, extra: bytes, lease_ms: int) -> int:
+        pinned = ctypes.c_uint32()
+        named, _kept = self._prefix(tokens, blocks, extra)
+        check(_abi.library().kvp_pin(self.client.pointer, self.name.encode(), 1, named, lease_ms,
+                                     ctypes.byref(pinned)))
+        return pinned.value
+
+    def evict(self, pages: int | None = None, *, tokens: Tokens = None, blocks: Listing[bytes] | None = None,
+              extra: bytes = b"", all_tenants: bool = False) -> int:
+        """Let cached pages go that nobody holds: so many `pages`, in the order of the pool's policy, those of a prefix
+        from its end on, or (neither) all of this user's, or of every user's. Returns how many went. Raises
+        NotPermitted: all_tenants is for root and the daemon's own user."""
+        if pages is not None and (pages <= 0 or tokens is not None or blocks is not None):
+            raise InvalidArgument("evict takes a number of pages, at least 1, or a prefix")
+        evicted = ctypes.c_uint64()
+        named, _kept = blocks_of(1, None if tokens is None else [tokens], None if blocks is None else [blocks], None,
+                                 extra)
+        check(_abi.library().kvp_evict(self.client.pointer, self.name.encode(), pages or 0, named is not None, named,
+                                       all_tenants, ctypes.byref(evicted)))
+        return evicted.value
+
+    def list_cache(self) -> Iterator[CachedPage]:
+        """The pages that are found by their blocks, in the order of their ids. A call for every 1024."""
+        entries = (_abi.CachedPage * _LIST_ENTRIES)()
+        at, n = ctypes.c_uint32(0), ctypes.c_uint32()
+        while True:
+            check(_abi.library().kvp_list_cache(self.client.pointer, self.name.encode(), len(entries), ctypes.byref(at),
+                                                entries, ctypes.byref(n)))
+            for entry in entries[: n.value]:
+                yield CachedPage(entry.page, bytes(entry.key), entry.parent, entry.children, entry.references,
+                                 entry.tenant, entry.hits, entry.age)
+            if at.value == 0:
+                return
+
+    def _prefix(self, tokens: Tokens, blocks: Listing[bytes] | None, extra: bytes) -> tuple[Any, Any]:
+        if tokens is None and blocks is None:
+            raise InvalidArgument("a prefix is tokens or blocks")
+        return blocks_of(1, None if tokens is None else [tokens], None if blocks is None else [blocks], None, extra)
 
     # ---- the table, read without a call --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence as Listing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Sequence:
     the end of its block.
     """
 
-    __slots__ = ("_copied", "_enqueued", "_reserved", "closed", "generation", "key", "pool", "slot", "wire")
+    __slots__ = ("_copied", "_enqueued", "_reserved", "cached", "closed", "generation", "key", "pool", "slot", "wire")
 
     def __init__(self, pool: Pool, wire: int, key: int, reserved: int | None = None) -> None:
         self.pool = pool
@@ -50,6 +51,8 @@ class Sequence:
         self.slot = wire & 0xFFFFFFFF
         self.generation = wire >> 32
         self.key = key
+        self.cached = 0
+        """Tokens that were taken along from the prefix cache when it was opened."""
         self.closed = False
         """Whether it was closed, or transferred, by this object."""
         self._reserved = reserved
@@ -127,6 +130,16 @@ class Sequence:
         `stream`. Raises OutOfPages, StaleHandle, InvalidArgument."""
         if tokens > self.reserved:
             self.pool.advance([self], [tokens], stream=stream)
+
+    def publish(self, tokens: Any = None, *, blocks: Listing[bytes] | None = None, first: int = 0,
+                extra: bytes = b"") -> None:
+        """Say what its pages hold, or will hold, from page `first` on: by token ids, or by block keys of the engine's,
+        one a page. Once such a page is full and written and the daemon has seen so (by the next call on the sequence,
+        or its close), any sequence of this user takes it along (`Pool.open`). Tokens that fill no page at the end are
+        left out of account; what is named must lie within `reserved`. Raises InvalidArgument; Mismatch where a page is
+        known to hold something else."""
+        self.pool.advance([self], [self.reserved], tokens=None if tokens is None else [tokens],
+                          blocks=None if blocks is None else [blocks], first=[first], extra=extra)
 
     def append(self, *components: Any, stream: Any = None) -> int:
         """Write tokens behind those written, in this process: k and v, or ckv and kpe. Returns the length after.

@@ -21,6 +21,16 @@ class PlaneSpec(NamedTuple):
     """"float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2" or "uint8"."""
 
 
+class TenantShare(NamedTuple):
+    """What a user (by uid) may have of a pool, and what others leave it."""
+
+    tenant: int
+    quota_pages: int = 0
+    """It has no more, cached pages included; 0: no limit."""
+    guaranteed_pages: int = 0
+    """Others evict none of its pages when it has no more."""
+
+
 class PoolSpec(NamedTuple):
     """A pool: `pages` pages of `page_size` tokens of every layer.
 
@@ -62,6 +72,14 @@ class PoolSpec(NamedTuple):
     """Room for regions (`Pool.region`) behind the pages of each slab."""
     linger_ms: int = 0
     """How long durable sequences of a dead session wait for a claim."""
+    policy: str = "adaptive"
+    """Which cached page leaves first: "adaptive" or "lru"."""
+    block_hash: str = "keyed"
+    """Of blocks' tokens: "keyed", or "xxh3", with which the pool is one user's alone."""
+    zero_on_reuse: bool = True
+    """Zero a page that comes to another user."""
+    tenants: tuple[TenantShare, ...] = ()
+    """Who is not named has no quota and no guarantee."""
 
     def all_planes(self) -> tuple[PlaneSpec, ...]:
         """The planes, in the order of their indices. Raises InvalidArgument where the spec says none, or two ways."""
@@ -86,6 +104,36 @@ class PoolSpec(NamedTuple):
         )
 
 
+class TenantUse(NamedTuple):
+    """What a user has of a pool."""
+
+    tenant: int
+    pages: int
+    """In use, cached ones included."""
+    cached_pages: int
+    quota_pages: int
+    guaranteed_pages: int
+
+
+class CacheInfo(NamedTuple):
+    """The prefix cache of a pool; totals count from its making."""
+
+    published_pages: int
+    """Known by their blocks."""
+    cached_pages: int
+    """Of these, held by nobody: they leave when pages are needed."""
+    dirty_pages: int
+    """Came from another user, and are about to be zeroed."""
+    pins: int
+    lookup_blocks: int
+    """Asked for when sequences were opened ..."""
+    hit_blocks: int
+    """... and found."""
+    publishes: int
+    evictions: int
+    tenants: tuple[TenantUse, ...]
+
+
 class PoolInfo(NamedTuple):
     """A pool as the daemon described it; the counts are of that moment."""
 
@@ -106,6 +154,7 @@ class PoolInfo(NamedTuple):
     cuda: bool
     lost: bool
     deleting: bool
+    cache: CacheInfo
 
 
 def _code(table: dict[int, str], what: str, value: str) -> int:
@@ -140,6 +189,9 @@ def to_c(spec: PoolSpec) -> tuple[_abi.PoolSpec, Any]:
         entry.dim = _u32("dim", plane.dim)
         entry.dtype = dtype_code(plane.dtype)
     devices = (ctypes.c_char_p * max(len(spec.devices), 1))(*[device.encode() for device in spec.devices])
+    tenants = (_abi.TenantShare * max(len(spec.tenants), 1))(
+        *[_abi.TenantShare(*(_u32(name, value) for name, value in share._asdict().items())) for share in spec.tenants]
+    )
     made = _abi.PoolSpec(
         name=spec.name.encode(),
         model=spec.model.encode(),
@@ -150,6 +202,11 @@ def to_c(spec: PoolSpec) -> tuple[_abi.PoolSpec, Any]:
         n_devices=len(spec.devices),
         region_bytes=spec.region_bytes,
         linger_ms=_u32("linger_ms", spec.linger_ms),
+        policy=_code(_abi.POLICIES, "policy", spec.policy),
+        block_hash=_code(_abi.BLOCK_HASHES, "block_hash", spec.block_hash),
+        zero_on_reuse=_abi.ZERO_ON if spec.zero_on_reuse else _abi.ZERO_OFF,
+        tenants=tenants,
+        n_tenants=len(spec.tenants),
     )
     made.layout = _abi.LayoutSpec(
         pages=_u32("pages", spec.pages),
@@ -160,7 +217,7 @@ def to_c(spec: PoolSpec) -> tuple[_abi.PoolSpec, Any]:
         joined=spec.joined,
         planes=array,
     )
-    return made, (array, devices)
+    return made, (array, devices, tenants)
 
 
 def _planes(layout: _abi.LayoutSpec) -> Iterable[PlaneSpec]:
@@ -168,6 +225,14 @@ def _planes(layout: _abi.LayoutSpec) -> Iterable[PlaneSpec]:
         yield PlaneSpec(
             plane.layer, _abi.COMPONENTS[plane.component], plane.heads, plane.dim, _abi.DTYPES[plane.dtype][0]
         )
+
+
+def _cache(cache: _abi.CacheInfo) -> CacheInfo:
+    return CacheInfo(
+        **{name: getattr(cache, name) for name in CacheInfo._fields if name != "tenants"},
+        tenants=tuple(TenantUse(**{name: getattr(use, name) for name in TenantUse._fields})
+                      for use in cache.tenants[: cache.n_tenants]),
+    )
 
 
 def info_from_c(info: _abi.PoolInfo) -> PoolInfo:
@@ -191,10 +256,16 @@ def info_from_c(info: _abi.PoolInfo) -> PoolInfo:
         devices=tuple(device.decode() for device in info.spec.devices[: info.spec.n_devices]),
         region_bytes=info.spec.region_bytes,
         linger_ms=info.spec.linger_ms,
+        policy=_abi.POLICIES[info.spec.policy],
+        block_hash=_abi.BLOCK_HASHES[info.spec.block_hash],
+        zero_on_reuse=info.spec.zero_on_reuse != _abi.ZERO_OFF,
+        tenants=tuple(TenantShare(share.tenant, share.quota_pages, share.guaranteed_pages)
+                      for share in info.spec.tenants[: info.spec.n_tenants]),
     )
     return PoolInfo(
         spec=spec,
         layout_digest=(info.layout_digest[0], info.layout_digest[1]),
+        cache=_cache(info.cache),
         **{
             name: getattr(info, name)
             for name in (
