@@ -261,6 +261,16 @@ static void audited(void *arg, const struct kvp_audit_report *report)
     kvp_core_audited(shell->core, report);
 }
 
+/* It may be heard of in the middle of anything: nothing is done but to say it. */
+static void keeper_gone(void *arg)
+{
+    struct kvp_shell *shell = arg;
+
+    kvp_log(LOG_CRIT, "the service manager has died: nobody keeps the memory, and a restart of this daemon would lose it");
+    if (shell->core != NULL)
+        kvp_core_keeper(shell->core, KVPOOL__V1__KEEPER__KEEPER_GONE);
+}
+
 /* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 static void limit_reached(uv_timer_t *timer)
@@ -531,6 +541,8 @@ static enum kvp_status open_core(struct kvp_shell *shell)
     if (status != KVP_OK)
         return status;
     shell->clock.core = shell->core;
+    if (kvp_fdstore_keeps(shell->store))
+        kvp_core_keeper(shell->core, KVPOOL__V1__KEEPER__KEEPER_THERE);
     kvp_adopt_things(&shell->inherited, shell->things, shell->core);
     kvp_adopt_sessions(&shell->inherited, &shell->ledger, shell->core);
     kvp_adopt_executors(&shell->inherited, shell->executors, shell->core);
@@ -593,6 +605,7 @@ static void ready(struct kvp_shell *shell)
     uint64_t watchdog_us = 0;
     char text[160];
 
+    kvp_core_opened(shell->core);
     uv_signal_start(&shell->on_term, on_signal, SIGTERM);
     uv_signal_start(&shell->on_int, on_signal, SIGINT);
     if (sd_watchdog_enabled(0, &watchdog_us) > 0)
@@ -643,7 +656,7 @@ enum kvp_status kvp_shell_open(const struct kvp_config *config, bool discard_sta
     if (status == KVP_OK)
         status = open_place(shell);
     if (status == KVP_OK)
-        status = kvp_fdstore_open(&shell->loop, &shell->later, &shell->store);
+        status = kvp_fdstore_open(&shell->loop, &shell->later, keeper_gone, shell, &shell->store);
     if (status == KVP_OK)
         status = open_ledger(shell, discard_state);
     if (status == KVP_OK)

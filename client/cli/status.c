@@ -42,6 +42,11 @@ static json_t *executor_json(const struct kvp_executor_stats *executor)
                      (json_int_t)executor->jobs_done, "starts", (json_int_t)executor->starts);
 }
 
+static const char *keeper_name(enum kvp_keeper keeper)
+{
+    return keeper == KVP_KEEPER_THERE ? "there" : keeper == KVP_KEEPER_GONE ? "gone" : "none";
+}
+
 static json_t *status_json(const struct kvp_stats *stats)
 {
     json_t *pools = json_array(), *sessions = json_array(), *executors = json_array();
@@ -53,16 +58,16 @@ static json_t *status_json(const struct kvp_stats *stats)
         json_array_append_new(sessions, session_json(&stats->sessions[i]));
     for (uint32_t i = 0; i < stats->n_executors; i++)
         json_array_append_new(executors, executor_json(&stats->executors[i]));
-    return json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "version",
-                     stats->version, "backend", stats->backend, "instance",
-                     cli_hex(stats->instance, sizeof(stats->instance), instance), "epoch", (json_int_t)stats->epoch,
-                     "uptime_ms", (json_int_t)stats->uptime_ms, "calls", (json_int_t)stats->calls, "calls_failed",
-                     (json_int_t)stats->calls_failed, "adoptions", (json_int_t)stats->adoptions, "last_pause_us",
-                     (json_int_t)stats->last_pause_us, "last_pause_unix_ms", (json_int_t)stats->last_pause_unix_ms,
-                     "audits", (json_int_t)stats->audits, "last_audit_unix_ms", (json_int_t)stats->last_audit_unix_ms,
-                     "last_audit_ms", (json_int_t)stats->last_audit_ms, "last_audit_violations",
-                     (json_int_t)stats->last_audit_violations, "pools", pools, "sessions", sessions, "executors",
-                     executors);
+    return json_pack(
+        "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "version",
+        stats->version, "keeper", keeper_name(stats->keeper), "backend", stats->backend, "instance",
+        cli_hex(stats->instance, sizeof(stats->instance), instance), "epoch", (json_int_t)stats->epoch, "uptime_ms",
+        (json_int_t)stats->uptime_ms, "calls", (json_int_t)stats->calls, "calls_failed",
+        (json_int_t)stats->calls_failed, "adoptions", (json_int_t)stats->adoptions, "last_pause_us",
+        (json_int_t)stats->last_pause_us, "last_pause_unix_ms", (json_int_t)stats->last_pause_unix_ms, "audits",
+        (json_int_t)stats->audits, "last_audit_unix_ms", (json_int_t)stats->last_audit_unix_ms, "last_audit_ms",
+        (json_int_t)stats->last_audit_ms, "last_audit_violations", (json_int_t)stats->last_audit_violations, "pools",
+        pools, "sessions", sessions, "executors", executors);
 }
 
 static const char *time_text(uint64_t unix_ms, char text[32])
@@ -101,6 +106,10 @@ static void print_status(const struct kvp_stats *stats)
            " of them with a failure\n",
            stats->version, stats->backend, stats->uptime_ms / 1000, (unsigned)(stats->uptime_ms % 1000), stats->epoch,
            stats->calls, stats->calls_failed);
+    if (stats->keeper != KVP_KEEPER_THERE)
+        printf("nobody keeps the memory: a restart would lose it%s\n",
+               stats->keeper == KVP_KEEPER_GONE ? "; its keeper has DIED"
+                                                : " (kvpool-keeper or systemd would keep it)");
     if (stats->adoptions > 0)
         print_pause(stats);
     if (stats->last_audit_unix_ms != 0)
@@ -211,7 +220,7 @@ const struct cli_command cli_status_commands[] = {
     {.words = "status",
      .arguments = "",
      .help = "Show the daemon, its pools, sessions and executors.",
-     .json = "version, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, "
+     .json = "version, keeper, backend, instance, epoch, uptime_ms, calls, calls_failed, adoptions, last_pause_us, "
              "last_pause_unix_ms, audits, last_audit_unix_ms, last_audit_ms, last_audit_violations, pools[name, "
              "backend, state, pages, free_pages, page_bytes, sequences, "
              "retiring_sequences, quarantined_pages, attachments], sessions[session_id, name, pid, uid, lease, "

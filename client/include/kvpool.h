@@ -902,6 +902,11 @@ struct kvp_executor_stats {
     uint32_t jobs, starts;
     uint64_t jobs_done;
 };
+enum kvp_keeper {
+    KVP_KEEPER_NONE = 0,  /* nobody keeps the memory when the daemon ends: a restart loses it */
+    KVP_KEEPER_THERE = 1, /* systemd or kvpool-keeper does */
+    KVP_KEEPER_GONE = 2,  /* it did, and has died: a restart loses it */
+};
 /* One block of memory: what it points to lives and ends with it. */
 struct kvp_stats {
     const char *version, *backend;
@@ -909,7 +914,8 @@ struct kvp_stats {
     uint8_t instance[16];
     uint64_t calls, calls_failed;
     uint32_t adoptions; /* restarts that this ledger has seen */
-    uint64_t last_pause_us, last_pause_unix_ms;
+    uint64_t last_pause_us, last_pause_unix_ms; /* until what was adopted was served, and when it was; 0: none was */
+    enum kvp_keeper keeper;
     uint64_t audits;                                    /* of the ledger, since the daemon's start */
     uint64_t last_audit_unix_ms, last_audit_violations; /* when it was over, 0: there was none; what it found */
     uint32_t last_audit_ms;                             /* how long it took */

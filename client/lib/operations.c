@@ -131,6 +131,7 @@ static void fill_stats(const Kvpool__V1__GetStatsReply *from, struct kvp_stats *
     stats->adoptions = from->adoptions;
     stats->last_pause_us = from->last_pause_us;
     stats->last_pause_unix_ms = from->last_pause_unix_ms;
+    stats->keeper = (enum kvp_keeper)from->keeper;
     stats->audits = from->audits;
     stats->last_audit_unix_ms = from->last_audit_unix_ms;
     stats->last_audit_violations = from->last_audit_violations;

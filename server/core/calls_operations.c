@@ -101,11 +101,11 @@ enum kvp_status call_get_stats(struct kvp_core *core, struct turn *turn)
     reply.instance = (ProtobufCBinaryData){sizeof(instance.bytes), instance.bytes};
     reply.uptime_ms = core->now_ms - core->started_ms;
     reply.backend = (char *)core->config.backend;
-    core_pause_over(core);
     reply.last_pause_us = core->pause_us;
     reply.last_pause_unix_ms = core->pause_unix_ms;
     reply.calls = core->counts.calls;
     reply.calls_failed = core->counts.calls_failed;
+    reply.keeper = core->keeper;
     reply.audits = core->audit.done;
     reply.last_audit_unix_ms = core->audit.report.unix_ms;
     reply.last_audit_ms = (uint32_t)(core->audit.over_ms - core->audit.began_ms);

@@ -28,10 +28,18 @@ void core_log(struct kvp_core *core, int level, const char *format, ...)
     core->act->log(core->ctx, level, line);
 }
 
+/* Nobody waits any more for what was adopted: from here on a call takes as long as it takes. */
+static void end_pause(struct kvp_core *core)
+{
+    if (core->pause_unix_ms == 0 && core->opened && core->adopting == ADOPT_DONE && kvp_ledger_epoch(core->ledger) > 1)
+        core->act->since_start(core->ctx, &core->pause_us, &core->pause_unix_ms);
+}
+
 void core_settle(struct kvp_core *core)
 {
     if (core->adopting != ADOPT_DONE && core->announced)
         core_adopt_step(core);
+    end_pause(core);
     core_ops_run(core);
     if (core->unsent_jobs != 0 && core->adopting == ADOPT_DONE) {
         core_jobs_pump(core);
@@ -42,12 +50,6 @@ void core_settle(struct kvp_core *core)
         core->told_ms = core->due_ms;
         core->act->wake_at(core->ctx, core->due_ms);
     }
-}
-
-void core_pause_over(struct kvp_core *core)
-{
-    if (core->pause_unix_ms == 0 && kvp_ledger_epoch(core->ledger) > 1)
-        core->act->since_start(core->ctx, &core->pause_us, &core->pause_unix_ms);
 }
 
 /* ---- memory of the call at hand ---------------------------------------------------------------------------------- */
@@ -122,6 +124,17 @@ void kvp_core_destroy(struct kvp_core *core)
     for (uint32_t i = 0; i < KVP_JOBS_MAX; i++)
         free(core->jobs[i].packed);
     free(core);
+}
+
+void kvp_core_opened(struct kvp_core *core)
+{
+    core->opened = true;
+    core_settle(core);
+}
+
+void kvp_core_keeper(struct kvp_core *core, Kvpool__V1__Keeper keeper)
+{
+    core->keeper = keeper;
 }
 
 void kvp_core_tick(struct kvp_core *core, uint64_t now_ms)

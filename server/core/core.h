@@ -149,8 +149,8 @@ struct kvp_actions {
     /* One line for the journal; level as in syslog(3). */
     void (*log)(void *ctx, int level, const char *line);
 
-    /* How long ago this daemon's process was started, and what time it is. Asked once: at the first answer after an
-     * adoption, which ends the pause that callers saw. */
+    /* How long ago this daemon's process was started, and what time it is. Asked once, when what was adopted is served:
+     * that ends the pause that callers can have seen. */
     void (*since_start)(void *ctx, uint64_t *ret_us, uint64_t *ret_unix_ms);
 
     /* Secrets: n random bytes. @return false: none to be had */
@@ -177,6 +177,11 @@ void kvp_core_destroy(struct kvp_core *core); /* open calls are dropped unanswer
  * A ledger that is not empty is adopted: kvp_core_create reads it, the shell announces what was kept (thing_ready,
  * session_adopted, exec_adopted), then ticks. Calls that come before it is served wait.
  */
+
+/** The doors are open: what callers sent meanwhile is seen to from now on. */
+void kvp_core_opened(struct kvp_core *core);
+/** Does anybody keep the memory? Told at the start, and when that changes. */
+void kvp_core_keeper(struct kvp_core *core, Kvpool__V1__Keeper keeper);
 
 /* The clock, monotonic, in ms: every other event is at the time last told. Does what is due; slices long work. */
 void kvp_core_tick(struct kvp_core *core, uint64_t now_ms);

@@ -45,7 +45,6 @@ static void answer(struct kvp_core *core, struct kvp_call *call, enum kvp_status
 {
     if (call->op != NULL)
         op_free(core, call->op);
-    core_pause_over(core);
     core->counts.calls++;
     core->counts.calls_failed += status != KVP_OK;
     core->act->reply(core->ctx, call, status, reply, things, n_things);

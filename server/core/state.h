@@ -200,7 +200,9 @@ struct kvp_core {
     struct audit_state audit;
     bool announced; /* the first tick came: the shell has said what was kept */
     struct kvp_core_counts counts;
-    uint64_t pause_us, pause_unix_ms; /* from this daemon's start to its first answer, and when that was; 0: none yet */
+    bool opened;                      /* the doors are open */
+    Kvpool__V1__Keeper keeper;
+    uint64_t pause_us, pause_unix_ms; /* from this daemon's start until it served what it adopted, and when that was */
 
     struct pool_state pools[KVP_POOLS_MAX];
     struct session_state sessions[KVP_SESSIONS_MAX];
@@ -253,9 +255,6 @@ void core_due(struct kvp_core *core, uint64_t at_ms);
 void core_log(struct kvp_core *core, int level, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* The end of every event: run what became ready, hand out jobs, tell the shell when to wake us. */
 void core_settle(struct kvp_core *core);
-
-/* A call is about to be answered: if it is the first after an adoption, the pause is over. */
-void core_pause_over(struct kvp_core *core);
 
 /* Memory until the call at hand is answered. NULL: there is none. Zeroed. */
 void *core_alloc(struct kvp_core *core, size_t n, size_t size);

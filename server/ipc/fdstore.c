@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -43,7 +44,12 @@ struct kvp_fdstore {
     uv_loop_t *loop;
     struct kvp_later_queue *later;
     int socket; /* connected to the manager, -1: there is none */
+    bool refused; /* the manager is gone */
+    void (*gone)(void *arg);
+    void *arg;
     uv_poll_t writable;
+    int parent; /* pidfd of the parent process, -1: there is none */
+    uv_poll_t parent_ended;
     uv_timer_t timeout;
     struct note *first_note, *last_note;
     struct parking *parkings; /* in no order */
@@ -85,6 +91,20 @@ static void note_free(struct note *note)
     free(note);
 }
 
+/* @return false: the socket takes it later */
+static bool sent(struct kvp_fdstore *store, const struct note *note)
+{
+    int error = send_note(store->socket, note);
+
+    if (error == EAGAIN || error == ENOBUFS)
+        return false;
+    if (error == ECONNREFUSED && !store->refused) {
+        store->refused = true;
+        store->gone(store->arg);
+    }
+    return true;
+}
+
 static void send_queued(uv_poll_t *poll, int status, int events)
 {
     struct kvp_fdstore *store = poll->data;
@@ -93,9 +113,8 @@ static void send_queued(uv_poll_t *poll, int status, int events)
     (void)events;
     while (store->first_note != NULL) {
         struct note *note = store->first_note;
-        int error = send_note(store->socket, note);
 
-        if (error == EAGAIN || error == ENOBUFS)
+        if (!sent(store, note))
             return;
         store->first_note = note->next;
         note_free(note);
@@ -107,7 +126,7 @@ static void send_queued(uv_poll_t *poll, int status, int events)
 /** @param fd  sent along and closed; -1: none. A message that there is no memory for is lost. */
 static void post(struct kvp_fdstore *store, const char *text, int fd)
 {
-    struct note *note = store->socket >= 0 ? malloc(sizeof(*note) + strlen(text)) : NULL;
+    struct note *note = kvp_fdstore_keeps(store) ? malloc(sizeof(*note) + strlen(text)) : NULL;
 
     if (note == NULL) {
         if (fd >= 0)
@@ -117,9 +136,7 @@ static void post(struct kvp_fdstore *store, const char *text, int fd)
     *note = (struct note){.fd = fd, .n = strlen(text)};
     memcpy(note->text, text, note->n);
     if (store->first_note == NULL) {
-        int error = send_note(store->socket, note);
-
-        if (error != EAGAIN && error != ENOBUFS) {
+        if (sent(store, note)) {
             note_free(note);
             return;
         }
@@ -222,14 +239,14 @@ enum kvp_status kvp_fdstore_park(struct kvp_fdstore *store, const char *name, in
     char text[64 + KVP_FDSTORE_NAME_MAX];
     int copy, barrier;
 
-    if (store->socket >= 0 && store->kept >= KVP_FDSTORE_MAX)
+    if (kvp_fdstore_keeps(store) && store->kept >= KVP_FDSTORE_MAX)
         return KVP_ELIMIT;
     parking = calloc(1, sizeof(*parking));
     if (parking == NULL)
         return KVP_ENOMEM;
     *parking = (struct parking){.store = store, .done = done, .arg = arg, .barrier = -1, .later.run = done_later,
                                 .deadline_ms = uv_now(store->loop) + KVP_FDSTORE_TIMEOUT_MS};
-    if (store->socket < 0) {
+    if (!kvp_fdstore_keeps(store)) {
         kvp_later_add(store->later, &parking->later);
     } else {
         copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
@@ -276,7 +293,7 @@ void kvp_fdstore_notify(struct kvp_fdstore *store, const char *lines)
 
 bool kvp_fdstore_keeps(const struct kvp_fdstore *store)
 {
-    return store->socket >= 0;
+    return store->socket >= 0 && !store->refused;
 }
 
 /* ---- life -------------------------------------------------------------------------------------------------------- */
@@ -303,7 +320,34 @@ static int connect_manager(void)
     return fd;
 }
 
-enum kvp_status kvp_fdstore_open(uv_loop_t *loop, struct kvp_later_queue *later, struct kvp_fdstore **ret_store)
+/* Was it the manager? A word that means nothing more than it has to tells. */
+static void parent_ended(uv_poll_t *poll, int status, int events)
+{
+    struct kvp_fdstore *store = poll->data;
+
+    (void)status;
+    (void)events;
+    uv_poll_stop(poll);
+    kvp_fdstore_notify(store, "WATCHDOG=1");
+}
+
+static void watch_parent(struct kvp_fdstore *store)
+{
+    store->parent = (int)syscall(SYS_pidfd_open, getppid(), 0);
+    if (store->parent < 0)
+        return;
+    if (uv_poll_init(store->loop, &store->parent_ended, store->parent) != 0) {
+        close(store->parent);
+        store->parent = -1;
+        return;
+    }
+    store->parent_ended.data = store;
+    store->open_handles++;
+    uv_poll_start(&store->parent_ended, UV_READABLE, parent_ended);
+}
+
+enum kvp_status kvp_fdstore_open(uv_loop_t *loop, struct kvp_later_queue *later, void (*gone)(void *arg), void *arg,
+                                 struct kvp_fdstore **ret_store)
 {
     struct kvp_fdstore *store = calloc(1, sizeof(*store));
 
@@ -311,6 +355,9 @@ enum kvp_status kvp_fdstore_open(uv_loop_t *loop, struct kvp_later_queue *later,
         return KVP_ENOMEM;
     store->loop = loop;
     store->later = later;
+    store->gone = gone;
+    store->arg = arg;
+    store->parent = -1;
     store->socket = connect_manager();
     if (store->socket >= 0 && uv_poll_init(loop, &store->writable, store->socket) != 0) {
         close(store->socket);
@@ -321,6 +368,8 @@ enum kvp_status kvp_fdstore_open(uv_loop_t *loop, struct kvp_later_queue *later,
     store->open_handles = store->socket >= 0 ? 2 : 1;
     uv_timer_init(loop, &store->timeout);
     store->timeout.data = store;
+    if (store->socket >= 0)
+        watch_parent(store);
     *ret_store = store;
     return KVP_OK;
 }
@@ -331,6 +380,8 @@ static void handle_closed(uv_handle_t *handle)
 
     if (--store->open_handles > 0)
         return;
+    if (store->parent >= 0)
+        close(store->parent);
     if (store->socket >= 0)
         close(store->socket);
     free(store);
@@ -348,6 +399,8 @@ void kvp_fdstore_close(struct kvp_fdstore *store)
         note_free(note);
     }
     uv_close((uv_handle_t *)&store->timeout, handle_closed);
+    if (store->parent >= 0)
+        uv_close((uv_handle_t *)&store->parent_ended, handle_closed);
     if (store->socket >= 0)
         uv_close((uv_handle_t *)&store->writable, handle_closed);
 }

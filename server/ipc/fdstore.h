@@ -3,7 +3,9 @@
  *
  * Speaks sd_notify's protocol with whoever listens at $NOTIFY_SOCKET: systemd, or kvpool-keeper. Nothing here waits:
  * messages that the manager does not take at once are queued, and a parking is done when its barrier comes back.
- * Without $NOTIFY_SOCKET nothing is kept, and parking is done in the loop's next turn.
+ * Without $NOTIFY_SOCKET nothing is kept, and parking is done in the loop's next turn. So it is when the manager is
+ * gone: its socket refuses what is sent. That is tried when the parent process ends, which is the manager most often, and
+ * seen at the latest with the next word to the watchdog.
  *
  * One thread. Names are short (the names handed back share one environment string), letters, digits and '.' only.
  */
@@ -23,7 +25,9 @@
 
 struct kvp_fdstore;
 
-enum kvp_status kvp_fdstore_open(uv_loop_t *loop, struct kvp_later_queue *later, struct kvp_fdstore **ret_store);
+/** @param gone  called once if the manager dies, from the loop or from any function here */
+enum kvp_status kvp_fdstore_open(uv_loop_t *loop, struct kvp_later_queue *later, void (*gone)(void *arg), void *arg,
+                                 struct kvp_fdstore **ret_store);
 /** What is queued is sent if that needs no waiting; parkings under way end as KVP_EDISCONNECTED. */
 void kvp_fdstore_close(struct kvp_fdstore *store);
 

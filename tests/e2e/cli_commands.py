@@ -95,7 +95,7 @@ class Program(cli_house.Case):
 class Status(cli_house.Case):
     def test_status_has_its_documented_keys(self):
         status = self.json_of("status")
-        self.assertEqual(set(status), {"version", "backend", "instance", "epoch", "uptime_ms", "calls", "calls_failed",
+        self.assertEqual(set(status), {"version", "keeper", "backend", "instance", "epoch", "uptime_ms", "calls", "calls_failed",
                                        "audits", "last_audit_unix_ms", "last_audit_ms", "last_audit_violations",
                                        "adoptions", "last_pause_us", "last_pause_unix_ms", "pools",
                                        "sessions", "executors"})

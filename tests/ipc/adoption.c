@@ -129,6 +129,23 @@ START_TEST(the_pause_of_an_adoption_is_told)
 }
 END_TEST
 
+START_TEST(a_pause_is_not_longer_because_nobody_calls)
+{
+    struct timespec idle = {.tv_nsec = 300 * 1000000};
+    Kvpool__V1__GetStatsReply *stats;
+    uint64_t from_ms = test_now_ms(), served_ms;
+
+    end_daemon(SIGKILL);
+    ck_assert(test_daemon_says(&keeper, "serves in"));
+    served_ms = test_now_ms();
+    nanosleep(&idle, NULL);
+    stats = test_stats(connection);
+    ck_assert_uint_gt(stats->last_pause_us, 0);
+    ck_assert_uint_le(stats->last_pause_us / 1000, served_ms - from_ms + 11);
+    kvpool__v1__get_stats_reply__free_unpacked(stats, NULL);
+}
+END_TEST
+
 START_TEST(a_terminated_daemon_is_replaced_without_a_word_to_its_clients)
 {
     struct test_pool pool;
@@ -336,6 +353,47 @@ START_TEST(the_keepers_end_gives_the_memory_up)
 }
 END_TEST
 
+static Kvpool__V1__Keeper keeper_of(int socket)
+{
+    Kvpool__V1__GetStatsReply *stats = test_stats(socket);
+    Kvpool__V1__Keeper said = stats->keeper;
+
+    kvpool__v1__get_stats_reply__free_unpacked(stats, NULL);
+    return said;
+}
+
+START_TEST(a_keeper_that_dies_is_missed_at_once_and_the_daemon_serves_on)
+{
+    struct test_pool pool, late;
+    uint64_t seq, start;
+    int pidfd;
+    pid_t pid = test_keeper_child(&keeper);
+
+    test_create_pool(connection, "p", KVP_OK, "");
+    test_map_pool(connection, "p", &pool);
+    seq = test_open_sequence(connection, "p", 1);
+    ck_assert_int_eq(keeper_of(connection), KVPOOL__V1__KEEPER__KEEPER_THERE);
+    pidfd = test_pidfd((uint32_t)pid);
+    kill(keeper.pid, SIGKILL);
+    ck_assert_int_eq(waitpid(keeper.pid, NULL, 0), keeper.pid);
+    start = test_now_ms();
+    ck_assert(test_daemon_says(&keeper, "nobody keeps the memory"));
+    ck_assert_int_eq(keeper_of(connection), KVPOOL__V1__KEEPER__KEEPER_GONE);
+    test_append(connection, "p", seq, 0, 20, 0xab, pool.timelines);
+    test_create_pool(connection, "late", KVP_OK, ""); /* for which nobody needs to be asked any more */
+    test_map_pool(connection, "late", &late);
+    ck_assert_uint_lt(test_now_ms() - start, 4000); /* nor waited for: that would take 5 s each */
+    test_unmap_pool(&late);
+    test_unmap_pool(&pool);
+    kill(pid, SIGTERM);
+    test_wait_for_end(pidfd);
+    close(keeper.log);
+    close(connection);
+    ck_assert_int_eq(rmdir(keeper.dir), 0); /* its sockets are gone: nobody comes after it */
+    setup();                                /* for the teardown */
+}
+END_TEST
+
 /* ---- what can not be adopted ------------------------------------------------------------------------------------- */
 
 START_TEST(a_ledger_that_is_none_is_refused_until_it_is_given_up)
@@ -392,12 +450,14 @@ int main(void)
     tcase_add_checked_fixture(tests, setup, teardown);
     tcase_add_test(tests, a_killed_daemon_is_followed_by_one_that_has_everything);
     tcase_add_test(tests, the_pause_of_an_adoption_is_told);
+    tcase_add_test(tests, a_pause_is_not_longer_because_nobody_calls);
     tcase_add_test(tests, a_terminated_daemon_is_replaced_without_a_word_to_its_clients);
     tcase_add_test(tests, registered_buffers_outlive_the_daemon_and_its_executor);
     tcase_add_test(tests, requests_sent_to_nobody_are_answered_by_the_next);
     tcase_add_test(tests, a_worker_that_dies_while_there_is_no_daemon_is_not_forgotten);
     tcase_add_test(tests, what_is_closed_is_not_kept);
     tcase_add_test(tests, the_keepers_end_gives_the_memory_up);
+    tcase_add_test(tests, a_keeper_that_dies_is_missed_at_once_and_the_daemon_serves_on);
     suite_add_tcase(suite, tests);
     tcase_set_timeout(refused, 60);
     tcase_add_test(refused, a_ledger_that_is_none_is_refused_until_it_is_given_up);

@@ -530,6 +530,7 @@ void shell_restart(struct shell *shell, const struct kvp_session_id *sessions, u
         if (shell->executors[i].running)
             kvp_core_exec_adopted(shell->core, i);
     }
+    kvp_core_opened(shell->core);
     shell_run_ms(shell, 0);
 }
 
