@@ -140,7 +140,7 @@ static void audit_eviction_list(struct pool_audit *a, uint32_t tenant, uint32_t 
     while (link != 0) {
         uint32_t page = link - 1;
         if (!is_cached(&a->m, page) || PAGE_TENANT(a->m.pages[page]) - 1 != tenant ||
-            entry_class(&a->m.entries[page]) != class || entry_parked(&a->m.entries[page])) {
+            USE_CLASS(a->m.entries[page].use) != class || (a->m.entries[page].use & USE_PARKED)) {
             audit_report(a->audit, "pool %u tenant %u list %u: page %u does not belong there", a->m.slot, tenant, class,
                          page);
             return;
@@ -180,7 +180,7 @@ static void audit_eviction(struct pool_audit *a)
     for (uint32_t page = 0; page < a->m.pool->pages_used; page++) {
         if (!is_cached(&a->m, page))
             continue;
-        bool parked = entry_parked(&a->m.entries[page]);
+        bool parked = (a->m.entries[page].use & USE_PARKED) != 0;
         if (parked == ((a->audit->page_marks[page] & MARK_LISTED) != 0))
             REPORT(a, "page", page, "cached, and %s", parked ? "parked in a list" : "in no eviction list");
         if (parked && ENTRY_CHILDREN(a->m.entries[page].family) == 0)

@@ -1,29 +1,17 @@
 /**
  * Eviction: in which order CACHED pages become free ones.
  *
- *   use    31 … 0   stamp: the pool's tick when the page was let go of
- *          34 … 32  class: which of its tenant's lists it is in
- *          39 … 35  hits, as far as they are counted
- *          40       parked
- *
  * A page goes only when no published page extends it: a chain leaves from its end. Each tenant has a list a class, most
  * recently released first. A row lets go of its pages from the last to the first, so that within a list a page comes
  * after all that extend it, and the end of a list is a leaf. Not so where two writers of a block left one page behind
  * that is older than what extends it: such a page is taken out of its list when it comes to the end (parked), and put
  * back there when its last child is gone.
  *
- * The victim is the least of the lists' ends by stamp + bonus(class), of the lists that the taker may evict from: its
- * own tenant's, and those of tenants that have more than their guaranteed share. With all bonuses 0 that is the least
- * recently used leaf (policy lru).
+ * The victim is the one of the lists' ends that the policy gives the least (policy.c), of the lists that the taker may
+ * evict from: its own tenant's, and those of tenants that have more than their guaranteed share. Under policy lru every
+ * page is of class 0, and that is the least recently used leaf.
  */
 #include "internal.h"
-
-#define USE_STAMP(use)    ((uint32_t)(use))
-#define USE_CLASS(use)    ((uint32_t)((use) >> 32) & 7u)
-#define USE_HITS(use)     ((uint32_t)((use) >> 35) & USE_HITS_MAX)
-#define USE_HITS_MAX      31u
-#define USE_PARKED        (1ull << 40)
-#define USE_WORD(s, c, h) ((uint64_t)(h) << 35 | (uint64_t)(c) << 32 | (s))
 
 #define LINK_NEXT(links)       ((uint32_t)(links))
 #define LINK_PREV(links)       ((uint32_t)((links) >> 32))
@@ -105,30 +93,24 @@ static enum kvp_status list_take(struct kvp_ledger *ledger, const struct pool_ma
     return KVP_OK;
 }
 
-/* ---- the policies --------------------------------------------------------------------------------------------------
- */
-
-/* The class of a page that is let go of. */
-static uint32_t class_of(const struct pool_map *m, uint32_t hits)
-{
-    (void)m, (void)hits;
-    return 0;
-}
-
-/* How many lookups longer than its stamp says a page of that class stays. */
-static uint32_t bonus_of(const struct pool_map *m, uint32_t class)
-{
-    (void)m, (void)class;
-    return 0;
-}
-
 /* ---- cached, and found again ---------------------------------------------------------------------------------------
  */
 
 enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
 {
-    uint32_t hits = USE_HITS(m->entries[page].use);
-    put64(ledger, &m->entries[page].use, USE_WORD(m->pool->tick, class_of(m, hits), hits));
+    put64(ledger, &m->entries[page].use, policy_cached(ledger, m, page));
+    return list_put_first(ledger, m, page);
+}
+
+enum kvp_status relist_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint64_t use)
+{
+    uint64_t before = m->entries[page].use;
+    if ((before & USE_PARKED) || USE_CLASS(before) == USE_CLASS(use)) {
+        put64(ledger, &m->entries[page].use, use | (before & USE_PARKED));
+        return KVP_OK;
+    }
+    TRY(list_take(ledger, m, page));
+    put64(ledger, &m->entries[page].use, use);
     return list_put_first(ledger, m, page);
 }
 
@@ -139,6 +121,7 @@ enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, u
     if (PAGE_REFS(m->pages[page]) == 0) {
         if (!is_cached(m, page))
             return KVP_ECORRUPT;
+        policy_found(ledger, m, page);
         if (!(use & USE_PARKED))
             TRY(list_take(ledger, m, page));
         const struct block_tenant *tenant = &m->tenants[PAGE_TENANT(m->pages[page]) - 1];
@@ -148,28 +131,8 @@ enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, u
     if (PAGE_REFS(m->pages[page]) == PAGE_REFS_MAX)
         return KVP_ECORRUPT;
     put64(ledger, &m->pages[page], m->pages[page] + PAGE_ONE_REF);
-    put64(ledger, &m->entries[page].use, USE_WORD(USE_STAMP(use), 0, hits));
+    put64(ledger, &m->entries[page].use, USE_WORD(USE_STAMP(use), USE_CLASS(use), hits, USE_PLAIN));
     return KVP_OK;
-}
-
-uint32_t entry_hits(const struct block_entry *entry)
-{
-    return USE_HITS(entry->use);
-}
-
-uint32_t entry_class(const struct block_entry *entry)
-{
-    return USE_CLASS(entry->use);
-}
-
-bool entry_parked(const struct block_entry *entry)
-{
-    return (entry->use & USE_PARKED) != 0;
-}
-
-uint32_t entry_age(const struct pool_map *m, const struct block_entry *entry)
-{
-    return m->pool->tick - USE_STAMP(entry->use);
 }
 
 /* ---- eviction ------------------------------------------------------------------------------------------------------
@@ -189,6 +152,7 @@ enum kvp_status evict_page(struct kvp_ledger *ledger, const struct pool_map *m, 
 {
     uint32_t parent;
     const struct block_tenant *tenant = &m->tenants[PAGE_TENANT(m->pages[page]) - 1];
+    policy_evicted(ledger, m, page);
     TRY(list_take(ledger, m, page));
     TRY(unpublish(ledger, m, page, &parent));
     put32(ledger, &tenant->cached, tenant->cached - 1);
@@ -230,7 +194,7 @@ static enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_ma
 static enum kvp_status find_victim(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope,
                                    uint32_t *ret_page)
 {
-    uint32_t oldest = 0;
+    int64_t least = INT64_MAX;
     *ret_page = KVP_NONE;
     for (uint32_t i = 0; i < KVP_TENANTS_MAX && m->tenants[i].used; i++) {
         if (!may_evict(&m->tenants[i], i, scope))
@@ -240,12 +204,9 @@ static enum kvp_status find_victim(struct kvp_ledger *ledger, const struct pool_
             if (m->tenants[i].lists[class] == 0)
                 continue;
             TRY(list_leaf(ledger, m, &m->tenants[i].lists[class], &page));
-            if (page == KVP_NONE)
-                continue;
-            uint32_t stays = USE_STAMP(m->entries[page].use) + bonus_of(m, class);
-            if (*ret_page == KVP_NONE || (int32_t)(stays - oldest) < 0) {
+            if (page != KVP_NONE && policy_stays(m, page) < least) {
                 *ret_page = page;
-                oldest = stays;
+                least = policy_stays(m, page);
             }
         }
     }

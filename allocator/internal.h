@@ -22,7 +22,8 @@
 /* `word` is the address in the view. Logged: undone by an abort. */
 void put32(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value);
 void put64(struct kvp_ledger *ledger, const uint64_t *word, uint64_t value);
-/* Not logged: for a word that is dead before the transaction, and so dead again after its rollback. */
+/* Not logged: for a word that is dead before the transaction, and so dead again after its rollback; or for a hint, of
+ * which any value will do. */
 void put32_dead(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value);
 /* KVP_ELIMIT unless the open transaction can log that many more stores. */
 enum kvp_status txn_room(const struct kvp_ledger *ledger, uint64_t stores);
@@ -122,6 +123,41 @@ enum kvp_status unpublish(struct kvp_ledger *ledger, const struct pool_map *m, u
 enum kvp_status take_known(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                            uint32_t tenant, size_t n, const struct kvp_block_key *keys, uint32_t *ret_pages);
 
+/* ---- policy.c ------------------------------------------------------------------------------------------------------
+ */
+
+/* The word `use` of a page that the index knows; kept while it is held. */
+enum use_kind {
+    USE_PLAIN = 0,
+    USE_SUPERSEDED = 1, /* an older end of a conversation */
+    USE_LEAF = 2,       /* never found, and nothing extends it */
+};
+#define USE_STAMP(use) ((uint32_t)(use)) /* the pool's tick when it was let go of */
+#define USE_CLASS(use) ((uint32_t)((use) >> 32) & 7u)
+#define USE_HITS(use)  ((uint32_t)((use) >> 35) & USE_HITS_MAX)
+#define USE_HITS_MAX   15u
+#define USE_KIND(use)  ((enum use_kind)((uint32_t)((use) >> 39) & 3u))
+#define USE_PARKED     (1ull << 41) /* evict.c */
+#define USE_WORD(stamp, class, hits, kind)                                                                             \
+    ((uint64_t)(kind) << 39 | (uint64_t)(hits) << 35 | (uint64_t)(class) << 32 | (stamp))
+#define KVP_GHOST_WAYS 4u
+
+/* A cached page was found by its key; `use` is still as it was. */
+void policy_found(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+/* A page was published behind `parent` (or KVP_NONE). @return the hits that it starts with */
+uint32_t policy_published(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t parent);
+/* A page is about to leave. */
+void policy_evicted(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+/* The word `use` of a page that is let go of now. */
+uint64_t policy_cached(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+/* Of two cached pages, the one with less leaves first. */
+int64_t policy_stays(const struct pool_map *m, uint32_t page);
+/* A sequence was opened: of the blocks asked for, the first `found` are known, and taken along. */
+enum kvp_status policy_opened(struct kvp_ledger *ledger, const struct pool_map *m, size_t asked, uint32_t found,
+                              const uint32_t *pages);
+/* So many pages were let go of. */
+void policy_released(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t pages);
+
 /* ---- evict.c -------------------------------------------------------------------------------------------------------
  */
 
@@ -140,10 +176,8 @@ bool is_cached(const struct pool_map *m, uint32_t page);
 enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
 /* A published page was found by its key: one more reference. */
 enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
-uint32_t entry_hits(const struct block_entry *entry);
-uint32_t entry_class(const struct block_entry *entry);
-bool entry_parked(const struct block_entry *entry);
-uint32_t entry_age(const struct pool_map *m, const struct block_entry *entry);
+/* Store the word `use` of a cached page; of another class, it goes to that list's front. */
+enum kvp_status relist_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint64_t use);
 
 /* ---- tenant.c ------------------------------------------------------------------------------------------------------
  */

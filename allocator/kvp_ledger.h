@@ -73,7 +73,8 @@ struct kvp_ledger {
     bool in_txn;
     uint32_t txn_stores;
     uint32_t txn_serial;
-    uint64_t changes; /* transactions that changed something, since it was opened: who compares it sees whether any did */
+    uint64_t
+        changes; /* transactions that changed something, since it was opened: who compares it sees whether any did */
     /* private: a snapshot under way */
     unsigned char *copy; /* NULL: none */
     uint64_t copied;     /* what is stored below this goes to the copy, too */

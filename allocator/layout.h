@@ -2,7 +2,7 @@
  * The structures in the block, and how to find them. Private to the allocator.
  *
  *   root    header 4096 B · log KVP_TXN_STORES_MAX × 16 B · sessions · outcomes · pools · buffers · regions · jobs
- *   extent  pages · index entries · index slots · tenants · attachments · sequences · key buckets · rows, each aligned
+ *   extent  pages · index entries · index slots · followers · ghosts · policy · tenants · attachments · sequences · key buckets · rows, each aligned
  *           to 64 B, the whole to 4096 B
  *
  * Everything is made of aligned 4- and 8-byte words, read as what they are and stored by store.c alone. A link is a
@@ -167,13 +167,29 @@ struct block_entry {
     uint64_t key[2];
     uint64_t family; /* parent page + 1 (0: a first block) | children << 32 */
     uint64_t links;  /* next page + 1 | previous page + 1 << 32, in its eviction list */
-    uint64_t use;    /* stamp | class, hits and whether it is parked << 32 */
+    uint64_t use;    /* stamp | class, hits, kind and whether it is parked << 32 */
 };
 
 /* A slot of the index's hash table: page + 1 | the key's upper bits << 32; 0: empty. */
 typedef uint64_t block_slot;
 
-#define KVP_CLASSES 8u /* eviction lists of a tenant */
+#define KVP_CLASSES     8u /* eviction lists of a tenant */
+#define KVP_POLICY_BINS 32u
+
+/* What the adaptive policy counts: hints, see policy.c. */
+struct block_policy {
+    uint32_t scale;    /* lookups that a page stays longer a step of its class's weight */
+    uint32_t wanted;   /* times in a row in which another scale than 0 promised more */
+    uint32_t released; /* pages let go of since the scale was chosen */
+    uint32_t lookups;
+    uint32_t evictions, missed;           /* and of these, about how many were asked for soon after */
+    uint32_t superseded, superseded_back; /* evicted; asked for again, evicted or not */
+    uint32_t leaves, leaves_back;
+    uint32_t life;                                /* lookups that the page evicted last had been there */
+    uint32_t cached[KVP_CLASSES];                 /* samples: let go of */
+    uint32_t again[KVP_CLASSES][KVP_POLICY_BINS]; /* … and asked for again, by age */
+};
+#define FOLLOWER_BRANCHED (1u << 31) /* in a page's follower: another page extended it before */
 
 struct block_tenant {
     uint32_t id;
@@ -301,7 +317,7 @@ static inline const struct block_job *jobs_of(const struct kvp_ledger *ledger)
 
 /* The offsets of a pool's regions in its extent; see pool.c. */
 struct extent_shape {
-    uint64_t entries, slots, tenants, attachments, sequences, buckets, rows, bytes;
+    uint64_t entries, slots, followers, ghosts, policy, tenants, attachments, sequences, buckets, rows, bytes;
     uint32_t bucket_count; /* a power of two */
 };
 
@@ -314,6 +330,9 @@ struct pool_map {
     const block_page *pages;
     const struct block_entry *entries;
     const block_slot *slots;
+    const uint32_t *followers; /* [pages] the page + 1 that extended this one last: a hint */
+    const uint32_t *ghosts;    /* see policy.c: hints */
+    const struct block_policy *policy;
     const struct block_tenant *tenants;
     const struct block_attachment *attachments;
     const struct block_seq *seqs;

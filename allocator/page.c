@@ -140,6 +140,7 @@ void drop_counts(struct kvp_ledger *ledger, const struct pool_map *m, struct pag
     if (drop->freed != 0)
         put32(ledger, &m->tenants[drop->tenant].pages, m->tenants[drop->tenant].pages - drop->freed);
     if (drop->cached != 0) {
+        policy_released(ledger, m, drop->cached);
         put32(ledger, &m->tenants[drop->tenant].cached, m->tenants[drop->tenant].cached + drop->cached);
         put32(ledger, &m->pool->cached, m->pool->cached + drop->cached);
     }

@@ -25,7 +25,11 @@ static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint
                                      max_sequences == 1 ? 1 : 1u << (32 - __builtin_clz(max_sequences - 1))};
     shape.entries = ALIGN_UP((uint64_t)pages * sizeof(block_page), KVP_REGION_ALIGN);
     shape.slots = ALIGN_UP(shape.entries + (uint64_t)pages * sizeof(struct block_entry), KVP_REGION_ALIGN);
-    shape.tenants = ALIGN_UP(shape.slots + (uint64_t)pages * SLOTS_PER_PAGE * sizeof(block_slot), KVP_REGION_ALIGN);
+    shape.followers = ALIGN_UP(shape.slots + (uint64_t)pages * SLOTS_PER_PAGE * sizeof(block_slot), KVP_REGION_ALIGN);
+    shape.ghosts = ALIGN_UP(shape.followers + (uint64_t)pages * sizeof(uint32_t), KVP_REGION_ALIGN);
+    uint64_t ghosts = pages < KVP_GHOST_WAYS ? KVP_GHOST_WAYS : pages;
+    shape.policy = ALIGN_UP(shape.ghosts + ghosts * sizeof(uint32_t), KVP_REGION_ALIGN);
+    shape.tenants = ALIGN_UP(shape.policy + sizeof(struct block_policy), KVP_REGION_ALIGN);
     shape.attachments = ALIGN_UP(shape.tenants + KVP_TENANTS_MAX * sizeof(struct block_tenant), KVP_REGION_ALIGN);
     shape.sequences = shape.attachments + KVP_ATTACHMENTS_MAX * sizeof(struct block_attachment);
     shape.buckets = shape.sequences + (uint64_t)max_sequences * sizeof(struct block_seq);
@@ -70,6 +74,9 @@ void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_m
         .pages = (const block_page *)(const void *)extent,
         .entries = (const struct block_entry *)(const void *)(extent + shape.entries),
         .slots = (const block_slot *)(const void *)(extent + shape.slots),
+        .followers = (const uint32_t *)(const void *)(extent + shape.followers),
+        .ghosts = (const uint32_t *)(const void *)(extent + shape.ghosts),
+        .policy = (const struct block_policy *)(const void *)(extent + shape.policy),
         .tenants = (const struct block_tenant *)(const void *)(extent + shape.tenants),
         .attachments = (const struct block_attachment *)(const void *)(extent + shape.attachments),
         .seqs = (const struct block_seq *)(const void *)(extent + shape.sequences),

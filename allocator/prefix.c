@@ -14,7 +14,7 @@
  * When a page is published whose row's page before it is not (it was the second of its key, and the first was evicted
  * since), that one is published first: publish walks back to where the chain is known, and forward again.
  *
- * The keys' bits are taken as evenly spread: a search looks at two or three slots. At most 5 logged stores a publish.
+ * The keys' bits are taken as evenly spread: a search looks at two or three slots. At most 6 logged stores a publish.
  */
 #include "internal.h"
 
@@ -129,11 +129,14 @@ static bool same_tenant(const struct pool_map *m, uint32_t a, uint32_t b)
 /* Publish a keyed page, sealed or to be sealed by it, whose key no page is published under. */
 static enum kvp_status publish_one(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t parent)
 {
+    uint32_t hits = policy_published(ledger, m, page, parent);
     TRY(insert(ledger, m, page));
+    if (hits != 0)
+        put64(ledger, &m->entries[page].use, USE_WORD(0, 0, hits, USE_PLAIN));
     put64(ledger, &m->entries[page].family, FAMILY_WORD(parent == KVP_NONE ? 0 : parent + 1, 0));
     if (parent != KVP_NONE)
         put64(ledger, &m->entries[parent].family, m->entries[parent].family + FAMILY_WORD(0, 1));
-    put64(ledger, &m->pages[page], m->pages[page] | PAGE_SEALED_BIT | PAGE_PUBLISHED_BIT);
+    put64(ledger, &m->pages[page], (m->pages[page] & ~PAGE_DIRTY) | PAGE_SEALED_BIT | PAGE_PUBLISHED_BIT);
     put32(ledger, &m->pool->published, m->pool->published + 1);
     return KVP_OK;
 }
@@ -173,15 +176,12 @@ enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, c
     uint64_t record = m->pages[page];
     if (PAGE_SEALED(record))
         return KVP_OK;
-    if (record & PAGE_DIRTY) {
-        record &= ~PAGE_DIRTY;
+    if (record & PAGE_DIRTY)
         put32(ledger, &m->pool->dirty, m->pool->dirty - 1);
-        put64(ledger, &m->pages[page], record);
-    }
     if (PAGE_KEYED(record) && known_page(m, page) == KVP_NONE && index > 0 && is_used_page(m, row[index - 1]) &&
         PAGE_PUBLISHED(m->pages[row[index - 1]]) && same_tenant(m, page, row[index - 1]))
         return publish_one(ledger, m, page, row[index - 1]);
-    put64(ledger, &m->pages[page], record | PAGE_SEALED_BIT);
+    put64(ledger, &m->pages[page], (record & ~PAGE_DIRTY) | PAGE_SEALED_BIT);
     return PAGE_KEYED(record) ? publish(ledger, m, row, index) : KVP_OK;
 }
 
@@ -331,14 +331,15 @@ enum kvp_status kvp_seq_open_cached(struct kvp_ledger *ledger, struct kvp_pool_i
     uint32_t tenant = m.attachments[attachment].tenant;
     if (tenant >= KVP_TENANTS_MAX)
         return KVP_ECORRUPT;
+    put32(ledger, &m.pool->tick, m.pool->tick + 1);
     TRY(take_known(ledger, &m, seq, m.tenants[tenant].id, n, keys, &taken));
+    TRY(policy_opened(ledger, &m, n, taken, row_of(&m, made.slot)));
     uint64_t tokens = (uint64_t)taken * m.pool->page_tokens;
     if (tokens > KVP_SEQUENCE_TOKENS_MAX)
         return KVP_EINVAL;
     put32(ledger, &seq->reserved, (uint32_t)tokens);
     put32(ledger, &seq->written, (uint32_t)tokens);
     put32(ledger, &seq->keyed, taken);
-    put32(ledger, &m.pool->tick, m.pool->tick + 1);
     put64(ledger, &m.pool->lookup_blocks, m.pool->lookup_blocks + n);
     put64(ledger, &m.pool->hit_blocks, m.pool->hit_blocks + taken);
     *ret_seq = made;
@@ -364,8 +365,8 @@ enum kvp_status kvp_cache_at(const struct kvp_ledger *ledger, struct kvp_pool_id
         .children = ENTRY_CHILDREN(entry->family),
         .references = PAGE_REFS(m.pages[page]),
         .tenant = m.tenants[tenant].id,
-        .hits = entry_hits(entry),
-        .age = PAGE_REFS(m.pages[page]) == 0 ? entry_age(&m, entry) : 0,
+        .hits = USE_HITS(entry->use),
+        .age = PAGE_REFS(m.pages[page]) == 0 ? m.pool->tick - USE_STAMP(entry->use) : 0,
     };
     return KVP_OK;
 }

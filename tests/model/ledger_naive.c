@@ -744,4 +744,6 @@ void naive_apply(struct naive *naive, const struct naive_op *op, const struct na
         naive_apply_cache(naive, op, now);
     }
     naive_settle(naive);
+    for (uint32_t page = 0; naive->adaptive && page < NAIVE_PAGES; page++)
+        naive->state.pages[page].hits = now->pages[page].hits;
 }

@@ -91,6 +91,7 @@ struct naive {
     uint32_t held[NAIVE_SEQS]; /* page + 1 that a given-up row holds for a copy it owed */
     bool sealed[NAIVE_PAGES];
     bool zero_on_reuse;
+    bool adaptive; /* then hits are what the policy makes of them */
     uint32_t tick;
     uint32_t keys[NAIVE_PAGES]; /* of keyed pages, published or not; 0: none */
     uint32_t stamps[NAIVE_PAGES];
@@ -141,7 +142,7 @@ struct naive_op {
     uint32_t tenant;         /* id; KVP_NONE: all */
     uint32_t story, keys_of; /* a story, and the id of the tenant whose keys are given */
     uint32_t first, blocks, page;
-    bool flag; /* durable, truncate, with_durable, written */
+    bool flag;       /* durable, truncate, with_durable, written */
     uint32_t region; /* slot */
     uint32_t name, rank, bytes, align;
     struct kvp_after after;

@@ -30,9 +30,10 @@ void naive_start(struct naive *naive, struct kvp_ledger *ledger, uint64_t *rng)
     naive->needs_after = naive_random(rng, 2);
     naive->region_bytes = naive_random(rng, 64);
     naive->zero_on_reuse = naive_random(rng, 2);
+    naive->adaptive = naive_random(rng, 2);
     struct kvp_pool_spec spec = {.geometry = naive->geometry,
                                  .needs_after = naive->needs_after,
-                                 .policy = (enum kvp_policy)naive_random(rng, 2),
+                                 .policy = naive->adaptive ? KVP_POLICY_ADAPTIVE : KVP_POLICY_LRU,
                                  .zero_on_reuse = naive->zero_on_reuse,
                                  .name = "p",
                                  .region_bytes = naive->region_bytes};

@@ -293,7 +293,7 @@ static void take_known(struct naive *n, const struct naive_op *op, struct naive_
     for (uint32_t i = 0; i < blocks; i++) {
         uint32_t page = find(n, naive_code(op->keys_of, op->story, i)) - 1;
         seq->row[i] = page;
-        if (n->state.pages[page].hits < 31)
+        if (n->state.pages[page].hits < 15)
             n->state.pages[page].hits++;
     }
     seq->row_pages = blocks;
