@@ -89,10 +89,10 @@ class Memory(PoolTest):
         with self.assertRaises(kvpool.SessionEnded):
             len(seq)
 
-    def test_300_attaches_and_detaches_leak_no_fd_and_no_mapping(self) -> None:
+    def test_1000_attaches_and_detaches_leak_no_fd_and_no_mapping(self) -> None:
         pool = self.pool()
         pool.detach()
-        for i in range(300):
+        for i in range(1000):
             with self.client.attach(pool.name) as again:
                 plane = again.plane(0)
                 plane.__dlpack__()
@@ -210,6 +210,14 @@ class Numpy(PoolTest):
 
 @needs_torch
 class Torch(PoolTest):
+    def test_the_interpreter_exits_cleanly_while_tensors_are_alive(self) -> None:
+        done = run("import kvpool, torch\n"
+                   "client = kvpool.connect(backend='host')\n"
+                   "pool = client.create_pool(kvpool.PoolSpec('p', pages=4, page_size=4, kv_heads=1, head_dim=8))\n"
+                   "import builtins; builtins.held = [torch.from_dlpack(pool.plane(0)), pool.plane(1).torch()[1:]]\n"
+                   "builtins.held.append(builtins.held); builtins.held[1][:] = 3\n")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
     def test_tensors_are_the_pools_own_memory_in_every_dtype(self) -> None:
         import torch
 

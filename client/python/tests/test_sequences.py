@@ -402,6 +402,60 @@ class Tokens(PoolTest):
         self.assertTrue((pool.joined_layer(0).numpy() == before).all())
         other.append(k[:4], k[:4])
 
+    def test_threads_append_fork_and_give_up_at_once(self) -> None:
+        pool = self.pool(pages=512, dtype="float32")
+        failed: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                for i in range(20):
+                    key = number * 1000 + i
+                    k = numpy.full((7, 2, 8), key, "float32")
+                    with pool.open(2 * key) as seq:
+                        seq.append(k, -k)
+                        under_way = pool.advance_begin([seq], [20])
+                        with seq.fork(2 * key + 1, 5) as child:
+                            under_way.wait()
+                            child.append(k[:2], k[:2])
+                            for line, n in ((seq, 7), (child, 7)):
+                                held = self.gather(line, 0)
+                                if held.shape[0] != n or not (held == key).all():
+                                    raise AssertionError((key, held))
+            except BaseException as error:
+                failed.append(error)
+
+        import numpy
+
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 9)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        self.assertEqual((failed, [thread for thread in threads if thread.is_alive()], pool.free_pages), ([], [], 512))
+
+    def test_a_dead_sessions_durable_sequences_are_claimed(self) -> None:
+        pool = self.pool(dtype="float32", linger_ms=60_000)
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys, kvpool, numpy\n"
+             "pool = kvpool.connect(sys.argv[1]).attach(sys.argv[2])\n"
+             "k = numpy.ones((6, 2, 8), 'float32')\n"
+             "pool.open(1, durable=True).append(k, k)\n"
+             "pool.open(2).append(k, k)\n"
+             "print(pool.client.session.resume_secret.hex(), flush=True)\n"
+             "sys.stdin.read()\n", self.client.endpoint, pool.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        secret = bytes.fromhex(child.stdout.readline().decode())
+        with self.assertRaises(kvpool.Busy):
+            self.client.claim(secret, wait_ms=0)
+        with child:
+            child.kill()
+        self.client.claim(secret)
+        seq = pool.open(1)
+        self.assertEqual((len(seq), len(pool.open(2)), pool.free_pages), (6, 0, 30))
+        self.assertTrue((self.gather(seq, 1) == 1).all())
+        seq.append(self.tokens(1, 2, 8), self.tokens(1, 2, 8))
+        with self.assertRaises(kvpool.NotFound):
+            self.client.claim(secret, wait_ms=0)
+
     def test_durable_sequences_are_left_by_a_closed_client(self) -> None:
         pool = self.pool(dtype="float32", linger_ms=60_000)
         seq = pool.open(5, durable=True)
