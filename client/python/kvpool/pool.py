@@ -72,7 +72,8 @@ class Advance:
         if status != 0:
             fail(status, missing=missing.value)
         self._pool._advanced(self._seqs, self._reserved, self._truncate)
-        self._pool._settle(self._seqs, copies[: n.value], stream)
+        if n.value:
+            self._pool._settle(self._seqs, copies[: n.value], stream)
 
 
 class Pool:
@@ -299,12 +300,14 @@ class Pool:
             return seq
 
     def _handles(self, seqs: Listing[Sequence]) -> array.array[int]:
-        for seq in seqs:
-            if seq.closed:
-                raise StaleHandle(f"sequence {seq.slot}.{seq.generation} is closed")
-            if seq.pool is not self:
-                raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} is of pool {seq.pool.name}")
-        return array.array("Q", [seq.wire for seq in seqs])
+        wires = [seq.wire for seq in seqs if seq.pool is self and not seq.closed]
+        if len(wires) != len(seqs):
+            for seq in seqs:
+                if seq.closed:
+                    raise StaleHandle(f"sequence {seq.slot}.{seq.generation} is closed")
+                if seq.pool is not self:
+                    raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} is of pool {seq.pool.name}")
+        return array.array("Q", wires)
 
     def _gone(self, seqs: Listing[Sequence]) -> None:
         with self._lock:
@@ -347,10 +350,11 @@ class Pool:
 
     def _advanced(self, seqs: list[Sequence], reserved: array.array[int], truncate: bool) -> None:
         for seq, tokens in zip(seqs, reserved):
-            if truncate:
+            seq._reserved = tokens
+        if truncate:
+            for seq, tokens in zip(seqs, reserved):
                 seq._copied = None
                 seq._enqueued = min(seq._enqueued, tokens)
-            seq._reserved = tokens
 
     def _settle(self, seqs: Listing[Sequence], copies: Listing[_abi.PageCopy], stream: Any) -> None:
         """Carry out owed copies, each once: a later reply lists one until the daemon has seen the tokens behind it."""

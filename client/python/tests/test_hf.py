@@ -1,4 +1,5 @@
-"""KVPoolCache beside transformers' DynamicCache: the same tokens and the same bits, on the host and on a GPU."""
+"""KVPoolCache beside transformers' DynamicCache: the same tokens and the same bits, on the host. test_hf_gpu.py has the
+same on a GPU."""
 from __future__ import annotations
 
 import itertools
@@ -10,7 +11,7 @@ import sys
 import unittest
 
 import hf_models
-from support import HAS_HF, Kept, PoolTest, has_gpu
+from support import HAS_HF, Kept, PoolTest
 
 import kvpool
 
@@ -252,21 +253,6 @@ class Host(PoolTest):
                     self.assertTrue(self.torch.equal(got, expected))
                 self.assertEqual((pool.free_pages, client.audit()), (pool.pages, []))
                 pool.detach()
-
-
-@unittest.skipUnless(HAS_HF and has_gpu(), "torch, transformers and a GPU are not here")
-class Cuda(Host):
-    backend = device = "cuda"
-    dtypes = ("float32", "bfloat16")
-
-    def setUp(self) -> None:
-        self.client = kvpool.connect(backend="cuda")
-        self.made = []
-
-    def tearDown(self) -> None:
-        self.client.close()
-
-    test_a_pool_of_another_model_is_refused = None
 
 
 if __name__ == "__main__":
