@@ -885,6 +885,41 @@ KVP_API enum kvp_status kvp_dlpack_export(struct kvp_owner *pool, const struct k
 /** The destructor of a PyCapsule over ret_managed: calls its deleter, unless a consumer has renamed the capsule. */
 KVP_API void kvp_dlpack_capsule_end(void *capsule);
 
+/* ---- memory for torch -------------------------------------------------------------------------------------------- */
+
+/*
+ * A CUDAPluggableAllocator's two functions, for torch.cuda.MemPool: what is allocated lies in regions "tag/0", "tag/1", …
+ * of a pool, in the slab on the device that is asked for (of a host pool, in its slab). Numbers are given out from the
+ * lowest free one on, so that a process that allocates as an earlier one did is handed the same memory. It is another
+ * process's to have when it is freed, or this one is gone; its bytes stay until the region is given up.
+ */
+enum kvp_torch_flags {
+    KVP_TORCH_PRESERVE = 1u << 0, /* earlier processes' bytes come back; sizes must be theirs. Else their regions of the
+                                     tag are given up before the first allocation */
+};
+
+/**
+ * On this thread, until kvp_torch_end, kvp_torch_malloc serves from a pool under a tag. Uses nest.
+ *
+ * @param tag  1..KVP_NAME_BYTES_MAX - 11 letters, digits and ._-:/+@
+ */
+KVP_API enum kvp_status kvp_torch_use(struct kvp_owner *pool, const char *tag, unsigned flags);
+
+/** Ends it. @return what the last kvp_torch_malloc of it came to, as kvp_region_map says; with its text */
+KVP_API enum kvp_status kvp_torch_end(void);
+
+/**
+ * A region, which no other process has. Waits up to 10 s for the proven end of a dead one that had it.
+ * @return NULL  it failed: kvp_error_text, and kvp_torch_end, say why
+ */
+KVP_API void *kvp_torch_malloc(size_t bytes, int device, void *stream);
+/** Waits for the GPU, and lets the region be another's; it stays. What is none of kvp_torch_malloc's is ignored. */
+KVP_API void kvp_torch_free(void *memory, size_t bytes, int device, void *stream);
+
+/** Whether `address` is in memory of kvp_torch_malloc that holds an earlier process's bytes: said once of an allocation.
+ */
+KVP_API bool kvp_torch_came_back(const void *address);
+
 /* ---- operations -------------------------------------------------------------------------------------------------- */
 
 struct kvp_session_stats {

@@ -273,6 +273,19 @@ void kvp_cuda_release(struct kvp_cuda_pool *cuda, uint32_t rank, struct kvp_slab
     slab->address = NULL;
 }
 
+int kvp_cuda_device(const struct kvp_cuda_pool *cuda, uint32_t rank)
+{
+    return cuda->contexts[rank] != NULL ? (int)cuda->devices[rank] : -1;
+}
+
+void kvp_cuda_settle(struct kvp_cuda_pool *cuda, uint32_t rank)
+{
+    if (kvp_cuda_enter(cuda, rank) != KVP_OK)
+        return;
+    DRIVER(cuCtxSynchronize);
+    kvp_cuda_leave(cuda);
+}
+
 /* ---- host memory that GPUs reach --------------------------------------------------------------------------------- */
 
 /* The context of any rank that is mapped: registered and pinned memory is portable, for all of them. */

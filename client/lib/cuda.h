@@ -22,6 +22,11 @@ enum kvp_status kvp_cuda_import(struct kvp_cuda_pool *cuda, uint32_t rank, struc
                                 const void *ipc_handle);
 void kvp_cuda_release(struct kvp_cuda_pool *cuda, uint32_t rank, struct kvp_slab *slab);
 
+/** The number of a rank's GPU in this process, as the driver and the CUDA runtime count; -1: it is not mapped. */
+int kvp_cuda_device(const struct kvp_cuda_pool *cuda, uint32_t rank);
+/** Wait for all that is enqueued on a rank's GPU by this process. */
+void kvp_cuda_settle(struct kvp_cuda_pool *cuda, uint32_t rank);
+
 /** Mapped host memory that the GPUs are to reach: registered once, found by its place. */
 enum kvp_cuda_shared { KVP_CUDA_TABLE, KVP_CUDA_PROGRESS, KVP_CUDA_TIMELINES, KVP_CUDA_SHARED };
 enum kvp_status kvp_cuda_share(struct kvp_cuda_pool *cuda, enum kvp_cuda_shared which,

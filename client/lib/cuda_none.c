@@ -38,6 +38,18 @@ void kvp_cuda_release(struct kvp_cuda_pool *cuda, uint32_t rank, struct kvp_slab
     unreachable();
 }
 
+int kvp_cuda_device(const struct kvp_cuda_pool *cuda, uint32_t rank)
+{
+    (void)cuda, (void)rank;
+    unreachable();
+}
+
+void kvp_cuda_settle(struct kvp_cuda_pool *cuda, uint32_t rank)
+{
+    (void)cuda, (void)rank;
+    unreachable();
+}
+
 enum kvp_status kvp_cuda_share(struct kvp_cuda_pool *cuda, enum kvp_cuda_shared which,
                                const struct kvp_mapping *mapping)
 {

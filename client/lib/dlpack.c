@@ -66,7 +66,7 @@ enum kvp_status kvp_owner_release(struct kvp_owner *owner)
 {
     enum kvp_status status = KVP_OK;
 
-    while (owner != NULL && !atomic_load_explicit(&forever, memory_order_acquire) &&
+    while (owner != NULL && !kvp_owner_is_forever() &&
            atomic_fetch_sub_explicit(&owner->references, 1, memory_order_acq_rel) == 1) {
         struct kvp_owner *parent = owner->parent;
 
@@ -83,6 +83,16 @@ enum kvp_status kvp_owner_release(struct kvp_owner *owner)
 void kvp_owner_forever(void)
 {
     atomic_store_explicit(&forever, true, memory_order_release);
+}
+
+bool kvp_owner_is_forever(void)
+{
+    return atomic_load_explicit(&forever, memory_order_acquire);
+}
+
+struct kvp_pool *kvp_owner_pool(const struct kvp_owner *owner)
+{
+    return owner->pool;
 }
 
 /* ---- DLPack ------------------------------------------------------------------------------------------------------ */

@@ -169,6 +169,13 @@ enum kvp_status kvp_pool_usable(const struct kvp_pool *pool);
 /** The connection has another session than the pool was attached by: mark it. The client's lock is held. */
 void kvp_pool_session_lost(struct kvp_pool *pool, const uint8_t instance[16]);
 
+/* ---- dlpack.c ---------------------------------------------------------------------------------------------------- */
+
+/** The pool that an owner is of; NULL: it is a client's. */
+struct kvp_pool *kvp_owner_pool(const struct kvp_owner *owner);
+/** kvp_owner_forever was called. */
+bool kvp_owner_is_forever(void);
+
 /* ---- table.c ----------------------------------------------------------------------------------------------------- */
 
 /** A row's version and how many ids it has, as one state. @retval KVP_ESTALE, KVP_EAGAIN as kvp_seq_len */

@@ -1,8 +1,9 @@
 """Regions outlive everybody: a worker that wrote into one is killed with SIGKILL, the daemon too, and another process
-finds the same bytes under the same name; and what a region refuses.
+finds the same bytes under the same name; what a region refuses; and what is allocated as torch does.
 
 The workers are processes of the Python package kvpool, and write through the memory that they map.
 """
+import hashlib
 import json
 import os
 import pathlib
@@ -42,6 +43,30 @@ sys.stdin.read()
 """
 
 
+# As torch's allocator is called. Takes memory of these sizes, says what it was handed, writes it, and stays.
+ALLOCATOR = """
+import ctypes, hashlib, json, sys, kvpool
+from kvpool import _abi
+client = kvpool.connect(sys.argv[1], connect_ms=20000)
+pool = client.attach("p")
+sizes, preserve, seed = json.loads(sys.argv[2])
+library = _abi.library()
+assert library.kvp_torch_use(pool._owner.pointer, b"kv", preserve) == 0
+memory = [library.kvp_torch_malloc(size, 0, None) for size in sizes]
+print(json.dumps([library.kvp_error_text().decode(), [
+    address and [library.kvp_torch_came_back(address), hashlib.sha256(ctypes.string_at(address, size)).hexdigest()]
+    for address, size in zip(memory, sizes)]]), flush=True)
+for address, size in zip(memory, sizes) if seed is not None else ():
+    ctypes.memmove(address, hashlib.shake_128(f"{seed}{size}".encode()).digest(size), size)
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def written(seed, size):
+    return hashlib.sha256(hashlib.shake_128(f"{seed}{size}".encode()).digest(size)).hexdigest()
+
+
 class Regions(unittest.TestCase):
     def setUp(self):
         self.daemon = Daemon(keeper=True)
@@ -68,6 +93,15 @@ class Regions(unittest.TestCase):
             if kill:
                 worker.kill()
         self.assertTrue(line, "the worker failed")
+        return json.loads(line)
+
+    def allocator(self, sizes, preserve, seed=None):
+        """The text of its last failure, and of each allocation (came back, digest), or None. It is killed."""
+        with subprocess.Popen([sys.executable, "-c", ALLOCATOR, self.endpoint, json.dumps([sizes, preserve, seed])],
+                              env=self.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            line = process.stdout.readline()
+            self.assertEqual(process.stdout.readline(), b"written\n")
+            process.kill()
         return json.loads(line)
 
     def session(self):
@@ -115,6 +149,22 @@ class Regions(unittest.TestCase):
         for i, name in enumerate(NAMES):
             self.stub.call("UnmapRegion", session=session, pool="p", name=name, call_id=3 + i)
         self.assertEqual(list(self.stub.call("DescribePool", pool="p").regions), [])
+        self.assert_clean()
+
+    def test_what_torch_allocated_comes_back_to_the_next_process_and_only_if_wanted(self):
+        sizes = [4096, 70000, 123]
+        self.allocator(sizes, 0, seed=1)
+        self.restart()
+        _, found = self.allocator(sizes, 1)
+        self.assertEqual(found, [[True, written(1, size)] for size in sizes])
+        text, found = self.allocator([4096, 70001], 1)
+        self.assertIn('bytes: 70001, region "kv/1" of pool "p" has 70000', text)
+        self.assertEqual(found, [[True, written(1, 4096)], None])
+        _, found = self.allocator([*sizes, 5000], 1, seed=2)
+        self.assertEqual([came_back for came_back, _ in found], [True, True, True, False])
+        _, found = self.allocator([70001], 0)
+        self.assertFalse(found[0][0])
+        self.assertEqual([region.name for region in self.stub.call("DescribePool", pool="p").regions], ["kv/0"])
         self.assert_clean()
 
 
