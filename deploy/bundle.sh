@@ -8,6 +8,7 @@
 #   bin/               every program; they find each other there
 #   lib/               libkvpool.so, and each shared library that anything here needs, but those of the C library
 #   tests/             the tests that use a GPU, and the benches
+#   python/            the package kvpool, and its tests
 #   run-gpu-tests.sh   runs them
 #
 # All of it finds its libraries by $ORIGIN, so the folder may lie anywhere. The driver is the machine's own.
@@ -56,11 +57,14 @@ mkdir -p "$bundle"/{bin,lib,tests}
 for program in "$build"/bin/*; do
     if [ -f "$program" ] && [ -x "$program" ]; then cp "$program" "$bundle/bin/"; fi
 done
-for program in "$build"/tests/{kernels_matrix,kernels_cuda,exec_gpu,attach_by_grpc_gpu,stack_gpu.sh} \
+for program in "$build"/tests/{kernels_matrix,kernels_cuda,exec_gpu,attach_by_grpc_gpu,stack_gpu.sh,python_gpu.py} \
     "$build"/tests/kvp_bench_*; do
     if [ -f "$program" ]; then cp "$program" "$bundle/tests/"; fi
 done
 cp deploy/run-gpu-tests.sh LICENSE "$bundle/"
+mkdir "$bundle/python"
+cp -r client/python/{kvpool,tests} "$bundle/python/"
+find "$bundle/python" -name __pycache__ -prune -exec rm -r {} +
 
 # A shared library of ours or of a package, under the name by which it is asked for.
 find "$build" -name 'libkvpool.so*' -exec cp -P {} "$bundle/lib/" \;

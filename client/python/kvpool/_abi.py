@@ -48,6 +48,7 @@ DURABLE = 1
 TRUNCATE = 2
 REGION_EXCLUSIVE = 1
 REGION_KEEP = 2
+TORCH_PRESERVE = 1
 ADDRESS_CSR = 1
 ADDRESS_SLOTS = 2
 ADDRESS_TABLE = 4
@@ -687,6 +688,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "kvp_owner_forever": (None, []),
     "kvp_dlpack_export": (_STATUS, [_P, _P, c_bool, _P]),
     "kvp_dlpack_capsule_end": (None, [_P]),
+    "kvp_torch_use": (_STATUS, [_P, c_char_p, c_uint]),
+    "kvp_torch_end": (_STATUS, []),
+    "kvp_torch_malloc": (_P, [c_size_t, c_int, _P]),
+    "kvp_torch_free": (None, [_P, c_size_t, c_int, _P]),
+    "kvp_torch_came_back": (c_bool, [_P]),
     "kvp_audit": (_STATUS, [_P, _P, _P, _P]),
     "kvp_host_append": (_STATUS, [_P, c_int]),
     "kvp_host_gather": (_STATUS, [_P, c_int]),

@@ -104,6 +104,8 @@ class Pool:
         self.layers: int = self.info.spec.layers
         self._index = {(plane.layer, plane.component): i for i, plane in enumerate(self.planes)}
         self._steps = Steps(self)
+        self.torch_memory: dict[tuple[str, int], Any] = {}
+        """kvpool.torch's memory pools by tag and device: they keep what torch has freed as long as this is attached."""
 
     def __repr__(self) -> str:
         return f"<kvpool.Pool {self.name}: {self.pages} pages of {self.page_size} tokens, {self.backend}>"
@@ -156,6 +158,7 @@ class Pool:
 
     def abandon(self) -> None:
         """Let go of it without a word about its sequences: they end with the session."""
+        self.torch_memory.clear()
         owner, self._owner = self._owner, None
         self._steps.end()
         for seq in self._sequences.values():
