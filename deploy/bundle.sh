@@ -64,7 +64,7 @@ for program in "$build"/tests/{kernels_matrix,kernels_cuda,exec_gpu,attach_by_gr
 done
 cp deploy/run-gpu-tests.sh LICENSE "$bundle/"
 mkdir "$bundle/python"
-cp -r client/python/{kvpool,tests} "$bundle/python/"
+cp -r client/python/{kvpool,tests,examples} "$bundle/python/"
 find "$bundle/python" -name __pycache__ -prune -exec rm -r {} +
 
 # A shared library of ours or of a package, under the name by which it is asked for.
