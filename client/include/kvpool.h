@@ -622,6 +622,24 @@ KVP_API enum kvp_status kvp_seq_len(const struct kvp_pool *pool, struct kvp_seq 
 KVP_API enum kvp_status kvp_row(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t max, int32_t *ret_pages,
                                 uint32_t *ret_n);
 
+/*
+ * The index functions over a batch of any size: as kvp_get_seq_lens, kvp_get_page_table and kvp_get_batch_indices, which
+ * ask by call. On failure the outputs hold a part.
+ *
+ * @retval KVP_ESTALE, KVP_EAGAIN  as kvp_seq_len
+ * @retval KVP_EINVAL              a row has not the pages for so many tokens
+ * @retval KVP_ELIMIT              kvp_page_table: *reterr_indices ids have no room; reterr_indices may be NULL
+ */
+KVP_API enum kvp_status kvp_seq_lens(const struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
+                                     uint32_t *ret_tokens);
+KVP_API enum kvp_status kvp_page_table(const struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
+                                       const uint32_t *tokens, uint32_t max_indices, int32_t *ret_kv_indptr,
+                                       int32_t *ret_kv_indices, int32_t *ret_kv_last_page_len,
+                                       uint32_t *reterr_indices);
+KVP_API enum kvp_status kvp_batch_indices(const struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
+                                          const uint32_t *tokens, const uint32_t *start, int32_t *ret_batch_indices,
+                                          int32_t *ret_positions, int64_t *ret_slots);
+
 /* ---- writing without a call: the kernels on the caller's stream -------------------------------------------------- */
 
 /*

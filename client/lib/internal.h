@@ -178,6 +178,10 @@ bool kvp_owner_is_forever(void);
 
 /* ---- table.c ----------------------------------------------------------------------------------------------------- */
 
+/* kvp_row from the id `first` on: ret_pages [max], *ret_n of the whole row. */
+enum kvp_status kvp_table_ids(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t first, uint32_t max,
+                              int32_t *ret_pages, uint32_t *ret_n);
+
 /** A row's version and how many ids it has, as one state. @retval KVP_ESTALE, KVP_EAGAIN as kvp_seq_len */
 enum kvp_status kvp_table_row_head(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t *ret_version,
                                    uint32_t *ret_row_pages);

@@ -105,8 +105,8 @@ enum kvp_status kvp_seq_len(const struct kvp_pool *pool, struct kvp_seq seq, uin
     return refuse(pool, seq);
 }
 
-enum kvp_status kvp_row(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t max, int32_t *ret_pages,
-                        uint32_t *ret_n)
+enum kvp_status kvp_table_ids(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t first, uint32_t max,
+                              int32_t *ret_pages, uint32_t *ret_n)
 {
     const struct kvp_table_head *head;
     const uint32_t *row;
@@ -122,8 +122,8 @@ enum kvp_status kvp_row(const struct kvp_pool *pool, struct kvp_seq seq, uint32_
 
         if ((version & 1) != 0 || n > pool->header->row_pages)
             continue;
-        for (uint32_t k = 0; k < n && k < max; k++)
-            ret_pages[k] = (int32_t)load32(&row[k]);
+        for (uint32_t k = first; k < n && k - first < max; k++)
+            ret_pages[k - first] = (int32_t)load32(&row[k]);
         if (load32(&head->version) != version)
             continue;
         if (generation != seq.generation)
@@ -132,6 +132,12 @@ enum kvp_status kvp_row(const struct kvp_pool *pool, struct kvp_seq seq, uint32_
         return KVP_OK;
     }
     return refuse(pool, seq);
+}
+
+enum kvp_status kvp_row(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t max, int32_t *ret_pages,
+                        uint32_t *ret_n)
+{
+    return kvp_table_ids(pool, seq, 0, max, ret_pages, ret_n);
 }
 
 enum kvp_status kvp_table_row_head(const struct kvp_pool *pool, struct kvp_seq seq, uint32_t *ret_version,

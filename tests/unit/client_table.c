@@ -178,6 +178,98 @@ START_TEST(a_row_is_copied_as_far_as_there_is_room_and_counted_whole)
 }
 END_TEST
 
+/* ---- batches ----------------------------------------------------------------------------------------------------- */
+
+/* Sequence i of generation i + 1 in slot i, its pages 100 · i + 99, + 98, …; 3 tokens a page. */
+static void fill_table(const uint32_t *tokens, struct kvp_seq *ret_seqs)
+{
+    info.spec.layout.page_tokens = 3;
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        ret_seqs[i] = (struct kvp_seq){.slot = i, .generation = i + 1};
+        table.heads[i] = (struct kvp_table_head){
+            .version = 2, .generation = i + 1, .length = tokens[i], .row_pages = (tokens[i] + 2) / 3 + 1};
+        for (uint32_t k = 0; k < ROW_PAGES; k++)
+            table.rows[i][k] = 100 * i + 99 - k;
+    }
+}
+
+START_TEST(a_batchs_page_table_is_its_rows_one_behind_the_other)
+{
+    const uint32_t tokens[SEQUENCES] = {4, 0, 6, 1}, more[SEQUENCES] = {6, 3, 9, 3};
+    const int32_t indptr[] = {0, 2, 2, 4, 5}, indices[] = {99, 98, 299, 298, 399}, last[] = {1, 0, 3, 1};
+    const int32_t more_indptr[] = {0, 2, 3, 6, 7};
+    int32_t got_indptr[SEQUENCES + 1], got[8], got_last[SEQUENCES];
+    struct kvp_seq seqs[SEQUENCES];
+    uint32_t lens[SEQUENCES], room = 0;
+
+    fill_table(tokens, seqs);
+    ck_assert_int_eq(kvp_seq_lens(&pool, SEQUENCES, seqs, lens), KVP_OK);
+    ck_assert_mem_eq(lens, tokens, sizeof(lens));
+    ck_assert_int_eq(kvp_page_table(&pool, SEQUENCES, seqs, NULL, 5, got_indptr, got, got_last, &room), KVP_OK);
+    ck_assert_mem_eq(got_indptr, indptr, sizeof(indptr));
+    ck_assert_mem_eq(got, indices, sizeof(indices));
+    ck_assert_mem_eq(got_last, last, sizeof(last));
+    ck_assert_int_eq(kvp_page_table(&pool, SEQUENCES, seqs, more, 7, got_indptr, got, got_last, &room), KVP_OK);
+    ck_assert_mem_eq(got_indptr, more_indptr, sizeof(more_indptr));
+    ck_assert_int_eq(got[2], 199);
+    ck_assert_int_eq(kvp_page_table(&pool, SEQUENCES, seqs, more, 4, got_indptr, got, got_last, &room), KVP_ELIMIT);
+    ck_assert_uint_eq(room, 7);
+    ck_assert_int_eq(kvp_page_table(&pool, 0, NULL, NULL, 0, got_indptr, NULL, NULL, NULL), KVP_OK);
+    ck_assert_int_eq(got_indptr[0], 0);
+}
+END_TEST
+
+START_TEST(a_batchs_indices_name_each_tokens_place_over_many_pages)
+{
+    const uint32_t tokens[SEQUENCES] = {189, 0, 5, 2}, each[SEQUENCES] = {3, 1, 0, 4};
+    int32_t batch[8], positions[8];
+    struct kvp_seq seqs[SEQUENCES];
+    int64_t slots[192];
+    uint32_t at = 0, whole = 192, none = 0;
+
+    fill_table(tokens, seqs);
+    ck_assert_int_eq(kvp_batch_indices(&pool, SEQUENCES, seqs, each, NULL, batch, positions, slots), KVP_OK);
+    for (uint32_t i = 0; i < SEQUENCES; i++) {
+        for (uint32_t k = 0; k < each[i]; k++, at++) {
+            uint32_t position = tokens[i] + k;
+
+            ck_assert_int_eq(batch[at], (int)i);
+            ck_assert_int_eq(positions[at], (int)position);
+            ck_assert_int_eq(slots[at], (int64_t)table.rows[i][position / 3] * 3 + position % 3);
+        }
+    }
+    int32_t *wide = calloc(2 * whole, sizeof(*wide));
+    ck_assert_ptr_nonnull(wide);
+    ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs, &whole, &none, wide, wide + whole, slots), KVP_OK);
+    for (uint32_t k = 0; k < whole; k++)
+        ck_assert_int_eq(slots[k], (int64_t)table.rows[0][k / 3] * 3 + k % 3);
+    free(wide);
+}
+END_TEST
+
+START_TEST(a_batch_with_a_wrong_sequence_or_length_is_refused)
+{
+    const uint32_t tokens[SEQUENCES] = {4, 0, 6, 1}, over[SEQUENCES] = {4, 4, 6, 1}, most[1] = {UINT32_MAX};
+    int32_t indptr[SEQUENCES + 1], indices[16], last[SEQUENCES];
+    struct kvp_seq seqs[SEQUENCES];
+    uint32_t lens[SEQUENCES];
+    int64_t slots[16];
+
+    fill_table(tokens, seqs);
+    ck_assert_int_eq(kvp_page_table(&pool, SEQUENCES, seqs, over, 16, indptr, indices, last, NULL), KVP_EINVAL);
+    ck_assert_ptr_nonnull(strstr(kvp_error_text(), "sequence 1.2 has pages for 3 tokens, not 4"));
+    ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs + 1, over, NULL, indices, indices, slots), KVP_EINVAL);
+    ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs, most, NULL, indices, indices, slots), KVP_EINVAL);
+    ck_assert_int_eq(kvp_page_table(&pool, 1, seqs, most, 16, indptr, indices, last, NULL), KVP_EINVAL);
+    seqs[2].generation++;
+    ck_assert_int_eq(kvp_seq_lens(&pool, SEQUENCES, seqs, lens), KVP_ESTALE);
+    ck_assert_int_eq(kvp_page_table(&pool, SEQUENCES, seqs, NULL, 16, indptr, indices, last, NULL), KVP_ESTALE);
+    ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs + 2, tokens, NULL, indices, indices, slots), KVP_ESTALE);
+}
+END_TEST
+
+/* ---- while it changes -------------------------------------------------------------------------------------------- */
+
 static _Atomic bool stop;
 
 /*
@@ -267,6 +359,9 @@ int main(void)
     tcase_add_test(tcase, a_lost_or_deleted_pool_and_a_lost_session_are_told_apart);
     tcase_add_test(tcase, a_forked_child_is_told_that_the_session_is_not_its_own);
     tcase_add_test(tcase, a_row_is_copied_as_far_as_there_is_room_and_counted_whole);
+    tcase_add_test(tcase, a_batchs_page_table_is_its_rows_one_behind_the_other);
+    tcase_add_test(tcase, a_batchs_indices_name_each_tokens_place_over_many_pages);
+    tcase_add_test(tcase, a_batch_with_a_wrong_sequence_or_length_is_refused);
     tcase_add_test(tcase, what_is_read_while_a_row_changes_is_always_one_state);
     suite_add_tcase(suite, tcase);
     srunner_run_all(runner, CK_ENV);

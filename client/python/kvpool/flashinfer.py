@@ -20,6 +20,7 @@ host tensors where `device` does not say else. Needs torch, not FlashInfer.
 from __future__ import annotations
 
 import array
+import itertools
 from collections.abc import Sequence as Listing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -105,19 +106,11 @@ def _tensor(values: array.array[int], device: Any) -> torch.Tensor:
     return made if device is None else made.to(device, non_blocking=True)
 
 
-def _lengths(seqs: Listing[Sequence], tokens: Listing[int] | None) -> Listing[int]:
-    if tokens is None:
-        return [seq.length for seq in seqs]
-    if len(tokens) != len(seqs):
-        raise InvalidArgument(f"{len(tokens)} tokens for {len(seqs)} sequences")
-    return tokens
-
-
 def page_table(pool: Pool, seqs: Listing[Sequence], tokens: Listing[int] | None = None, *,
                device: Any = None) -> PageTable:
     """The CSR page table over `tokens` of each sequence. Raises StaleHandle, TryAgain, and InvalidArgument where a row
     has not the pages."""
-    lengths = _lengths(seqs, tokens)
+    lengths = pool.lengths(seqs) if tokens is None else tokens
     values = (*pool.csr(seqs, lengths), array.array("i", lengths))
     return PageTable(*(_tensor(entry, device) for entry in values))
 
@@ -125,13 +118,13 @@ def page_table(pool: Pool, seqs: Listing[Sequence], tokens: Listing[int] | None 
 def block_tables(pool: Pool, seqs: Listing[Sequence], tokens: Listing[int] | None = None, *,
                  device: Any = None) -> BlockTables:
     """The same as a rectangle, on the pool's device where `device` does not say else."""
-    lengths = _lengths(seqs, tokens)
+    lengths = pool.lengths(seqs) if tokens is None else tokens
     indptr, indices, _ = pool.csr(seqs, lengths)
-    width = max((indptr[i + 1] - indptr[i] for i in range(len(seqs))), default=0)
+    width = max((after - before for before, after in itertools.pairwise(indptr)), default=0)
     rows: array.array[int] = array.array("i")
-    for i in range(len(seqs)):
-        rows.extend(indices[indptr[i] : indptr[i + 1]])
-        rows.extend([0] * (width - (indptr[i + 1] - indptr[i])))
+    rows.frombytes(bytes(4 * len(seqs) * width))
+    for i, (before, after) in enumerate(itertools.pairwise(indptr)):
+        rows[i * width : i * width + after - before] = indices[before:after]
     where = ("cuda" if pool.info.cuda else "cpu") if device is None else device
     return BlockTables(_tensor(rows, where).view(len(seqs), width), _tensor(array.array("i", lengths), where),
                        max(lengths, default=0))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LIST_ENTRIES = 1024
 _TIMELINE = 1
+_ROW_GUESS = 64
 
 
 def key_of(key: int | str) -> int:
@@ -35,6 +36,12 @@ def key_of(key: int | str) -> int:
     if not 0 <= key < 1 << 64:
         raise InvalidArgument(f"key {key} is not in 0..2**64-1")
     return key
+
+
+def _array(typecode: str, n: int) -> array.array[int]:
+    made: array.array[int] = array.array(typecode)
+    made.frombytes(bytes(n * made.itemsize))
+    return made
 
 
 def _u32s(what: str, values: Listing[int], n: int) -> array.array[int]:
@@ -389,7 +396,7 @@ class Pool:
         counts = list(tokens)
         if sum(counts) != nnz:
             raise InvalidArgument(f"{nnz} tokens for sequences that take {sum(counts)}")
-        start = [seq.length for seq in kept]
+        start = self.lengths(kept)
         after = [at + count for at, count in zip(start, counts)]
         self.make_room(kept, after, stream)
         self._steps.append(wires, _u32s("tokens", counts, len(kept)), _u32s("starts", start, len(kept)), after, found,
@@ -543,32 +550,43 @@ class Pool:
     def row(self, seq: Sequence) -> array.array[int]:
         """A sequence's page ids. No call. Raises StaleHandle, TryAgain."""
         handle, n = seq.handle(), ctypes.c_uint32()
-        pages: array.array[int] = array.array("i")
+        pages = _array("i", _ROW_GUESS)
         while True:
             check(_abi.library().kvp_row(self.pointer, handle, len(pages), _views.address(pages), ctypes.byref(n)))
             if n.value <= len(pages):
                 return pages[: n.value]
-            pages = array.array("i", bytes(4 * n.value))
+            pages = _array("i", n.value)
+
+    def lengths(self, seqs: Listing[Sequence]) -> list[int]:
+        """`Sequence.length` of each: what is written, or enqueued. No call. Raises StaleHandle, TryAgain."""
+        return [max(written, seq._enqueued) for written, seq in zip(self._written(seqs), seqs)]
+
+    def _written(self, seqs: Listing[Sequence]) -> array.array[int]:
+        wires, tokens = self._handles(seqs), _array("I", len(seqs))
+        check(_abi.library().kvp_seq_lens(self.pointer, len(seqs), _views.address(wires), _views.address(tokens)))
+        return tokens
 
     def seq_lens(self, seqs: Listing[Sequence]) -> Any:
         """How many tokens of each are written: int32 [n], a numpy array where numpy is installed. No call. Raises
         StaleHandle, TryAgain."""
-        return _views.integers(array.array("i", [seq.written for seq in seqs]))
+        return _views.integers(array.array("i", self._written(seqs)))
 
     def page_table(self, seqs: Listing[Sequence], tokens: Listing[int] | None = None) -> tuple[Any, Any, Any]:
         """The CSR page table over `tokens` of each sequence (None: what is written): kv_indptr [n + 1], kv_indices
         [kv_indptr[n]], kv_last_page_len [n], int32. No call. Raises StaleHandle, TryAgain, InvalidArgument."""
-        indptr, indices, last = self.csr(seqs, [seq.written for seq in seqs] if tokens is None else tokens)
+        indptr, indices, last = self.csr(seqs, tokens)
         return _views.integers(indptr), _views.integers(indices), _views.integers(last)
 
-    def csr(self, seqs: Listing[Sequence],
-            tokens: Listing[int]) -> tuple[array.array[int], array.array[int], array.array[int]]:
+    def csr(self, seqs: Listing[Sequence], tokens: Listing[int] | None = None
+            ) -> tuple[array.array[int], array.array[int], array.array[int]]:
         """The same as `array.array`s."""
-        indptr, indices, last = array.array("i", [0]), array.array("i"), array.array("i")
-        for seq, length in zip(seqs, tokens):
-            indices.extend(self._ids(seq, length))
-            indptr.append(len(indices))
-            last.append((length - 1) % self.page_size + 1 if length else 0)
+        n, wires = len(seqs), self._handles(seqs)
+        lengths = self._written(seqs) if tokens is None else _u32s("tokens", tokens, n)
+        indptr, last = _array("i", n + 1), _array("i", n)
+        indices = _array("i", sum([-(-length // self.page_size) for length in lengths]))
+        check(_abi.library().kvp_page_table(
+            self.pointer, n, _views.address(wires), _views.address(lengths), len(indices), _views.address(indptr),
+            _views.address(indices), _views.address(last), None))
         return indptr, indices, last
 
     def batch_indices(self, seqs: Listing[Sequence], tokens: Listing[int],
@@ -576,24 +594,16 @@ class Pool:
         """Of an append of tokens[i] behind start[i] (None: what is written): batch_indices and positions, int32
         [nnz], and the slots page · page_size + offset, int64 [nnz]. No call. Raises StaleHandle, TryAgain,
         InvalidArgument where a row has no room."""
-        batch, positions, slots = array.array("i"), array.array("i"), array.array("q")
-        for i, seq in enumerate(seqs):
-            first = seq.written if start is None else start[i]
-            ids = self._ids(seq, first + tokens[i])
-            for position in range(first, first + tokens[i]):
-                page, offset = divmod(position, self.page_size)
-                batch.append(i)
-                positions.append(position)
-                slots.append(ids[page] * self.page_size + offset)
+        n, wires = len(seqs), self._handles(seqs)
+        counts = _u32s("tokens", tokens, n)
+        first = _u32s("starts", start, n) if start is not None else None
+        nnz = sum(counts)
+        batch, positions, slots = _array("i", nnz), _array("i", nnz), _array("q", nnz)
+        check(_abi.library().kvp_batch_indices(
+            self.pointer, n, _views.address(wires), _views.address(counts),
+            _views.address(first) if first is not None else None, _views.address(batch), _views.address(positions),
+            _views.address(slots)))
         return _views.integers(batch), _views.integers(positions), _views.integers(slots)
-
-    def _ids(self, seq: Sequence, tokens: int) -> array.array[int]:
-        row = self.row(seq)
-        n = -(-tokens // self.page_size)
-        if n > len(row):
-            raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} has pages for {len(row) * self.page_size} "
-                                  f"tokens, not {tokens}")
-        return row[:n]
 
     # ---- timelines -----------------------------------------------------------------------------------------------
 

@@ -390,6 +390,18 @@ class Tokens(PoolTest):
         with self.assertRaises(kvpool.InvalidArgument):
             pool.batch_indices([second], [5])
 
+    def test_batch_indices_and_page_tables_go_over_many_pages(self) -> None:
+        pool = self.pool(dtype="float32", page_size=1, pages=400, max_sequence_tokens=300)
+        pool.open(9).reserve(7)
+        seq = pool.open(1)
+        seq.reserve(300)
+        _, positions, slots = pool.batch_indices([seq], [290], [5])
+        self.assertEqual((list(positions), list(slots)), (list(range(5, 295)), seq.pages[5:295]))
+        indptr, indices, last = pool.page_table([seq, pool.open(9)], [300, 7])
+        self.assertEqual((list(indptr), list(indices), list(last)), ([0, 300, 307], seq.pages + pool.open(9).pages,
+                                                                     [1, 1]))
+        self.assertEqual(pool.page_table([])[0].tolist(), [0])
+
     def test_out_of_pages_in_the_middle_of_an_append_writes_nothing(self) -> None:
         pool = self.pool(pages=4, max_sequence_tokens=100, dtype="float32")
         seq, other = pool.open_many([1, 2])
