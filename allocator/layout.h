@@ -25,7 +25,7 @@
 
 #define KVP_LEDGER_MAGIC 0x7265676465706b76ull
 #define KVP_EXTENT_ALIGN 4096u
-#define KVP_REGION_ALIGN 64u
+#define KVP_PART_ALIGN 64u
 
 /* ---- root part --------------------------------------------------------------------------------------------------- */
 
@@ -315,13 +315,13 @@ static inline const struct block_job *jobs_of(const struct kvp_ledger *ledger)
 /* ---- a pool, mapped ------------------------------------------------------------------------------------------------
  */
 
-/* The offsets of a pool's regions in its extent; see pool.c. */
+/* The offsets of the parts of a pool's extent; see pool.c. */
 struct extent_shape {
     uint64_t entries, slots, followers, ghosts, policy, tenants, attachments, sequences, buckets, rows, bytes;
     uint32_t bucket_count; /* a power of two */
 };
 
-/* A pool's record and the addresses of its regions: what every function on a pool works with. */
+/* A pool's record and the addresses of its parts: what every function on a pool works with. */
 struct pool_map {
     const struct block_pool *pool;
     uint32_t slot;

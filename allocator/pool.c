@@ -23,17 +23,17 @@ static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint
 {
     struct extent_shape shape = {.bucket_count =
                                      max_sequences == 1 ? 1 : 1u << (32 - __builtin_clz(max_sequences - 1))};
-    shape.entries = ALIGN_UP((uint64_t)pages * sizeof(block_page), KVP_REGION_ALIGN);
-    shape.slots = ALIGN_UP(shape.entries + (uint64_t)pages * sizeof(struct block_entry), KVP_REGION_ALIGN);
-    shape.followers = ALIGN_UP(shape.slots + (uint64_t)pages * SLOTS_PER_PAGE * sizeof(block_slot), KVP_REGION_ALIGN);
-    shape.ghosts = ALIGN_UP(shape.followers + (uint64_t)pages * sizeof(uint32_t), KVP_REGION_ALIGN);
+    shape.entries = ALIGN_UP((uint64_t)pages * sizeof(block_page), KVP_PART_ALIGN);
+    shape.slots = ALIGN_UP(shape.entries + (uint64_t)pages * sizeof(struct block_entry), KVP_PART_ALIGN);
+    shape.followers = ALIGN_UP(shape.slots + (uint64_t)pages * SLOTS_PER_PAGE * sizeof(block_slot), KVP_PART_ALIGN);
+    shape.ghosts = ALIGN_UP(shape.followers + (uint64_t)pages * sizeof(uint32_t), KVP_PART_ALIGN);
     uint64_t ghosts = pages < KVP_GHOST_WAYS ? KVP_GHOST_WAYS : pages;
-    shape.policy = ALIGN_UP(shape.ghosts + ghosts * sizeof(uint32_t), KVP_REGION_ALIGN);
-    shape.tenants = ALIGN_UP(shape.policy + sizeof(struct block_policy), KVP_REGION_ALIGN);
-    shape.attachments = ALIGN_UP(shape.tenants + KVP_TENANTS_MAX * sizeof(struct block_tenant), KVP_REGION_ALIGN);
+    shape.policy = ALIGN_UP(shape.ghosts + ghosts * sizeof(uint32_t), KVP_PART_ALIGN);
+    shape.tenants = ALIGN_UP(shape.policy + sizeof(struct block_policy), KVP_PART_ALIGN);
+    shape.attachments = ALIGN_UP(shape.tenants + KVP_TENANTS_MAX * sizeof(struct block_tenant), KVP_PART_ALIGN);
     shape.sequences = shape.attachments + KVP_ATTACHMENTS_MAX * sizeof(struct block_attachment);
     shape.buckets = shape.sequences + (uint64_t)max_sequences * sizeof(struct block_seq);
-    shape.rows = ALIGN_UP(shape.buckets + (uint64_t)shape.bucket_count * sizeof(uint32_t), KVP_REGION_ALIGN);
+    shape.rows = ALIGN_UP(shape.buckets + (uint64_t)shape.bucket_count * sizeof(uint32_t), KVP_PART_ALIGN);
     uint64_t end = shape.rows + (uint64_t)max_sequences * row_pages * sizeof(uint32_t);
     shape.bytes = ALIGN_UP(end, KVP_EXTENT_ALIGN);
     return shape;
