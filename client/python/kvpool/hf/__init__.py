@@ -10,7 +10,8 @@ thread at a time.
 """
 from __future__ import annotations
 
+from . import continuous
 from ._rows import Handle
 from .cache import KVPoolCache, KVPoolLayer, pool_spec
 
-__all__ = ["Handle", "KVPoolCache", "KVPoolLayer", "pool_spec"]
+__all__ = ["Handle", "KVPoolCache", "KVPoolLayer", "continuous", "pool_spec"]
