@@ -58,6 +58,9 @@ enum cli_key {
     CLI_ZERO_ON_REUSE,
     CLI_TENANT,
     CLI_INJECT_FAULT,
+    CLI_EMBEDDED,
+    CLI_BLOCKS,
+    CLI_PLOT,
     CLI_KEY_END,
 };
 
@@ -88,13 +91,14 @@ struct cli_command {
     const struct argp_option *options;
     int min_arguments, max_arguments;
     enum cli_session session;
+    enum cli_key alone; /* with this option it needs no daemon; 0: there is none */
     bool hidden;
     int (*run)(struct cli *cli);
 };
 
 /* Each ends with an entry without words. */
 extern const struct cli_command cli_status_commands[], cli_pool_commands[], cli_session_commands[],
-    cli_sequence_commands[], cli_cache_commands[], cli_demo_commands[];
+    cli_sequence_commands[], cli_cache_commands[], cli_demo_commands[], cli_replay_commands[];
 
 static inline const char *cli_value(const struct cli *cli, enum cli_key key)
 {
@@ -124,6 +128,9 @@ bool cli_number(const struct cli *cli, enum cli_key key, uint64_t fallback, uint
                 uint64_t *ret_number);
 bool cli_parse_number(const struct cli *cli, const char *what, const char *text, uint64_t min, uint64_t max,
                       uint64_t *ret_number);
+
+/** Delete pools named PREFIX and the pid of a process that is gone, or of this one: runs that were killed leave theirs. */
+void cli_delete_abandoned_pools(struct kvp_client *client, const char *prefix);
 
 /** A handle as it is written: "SLOT.GENERATION". @return false: said on stderr */
 bool cli_parse_seq(const struct cli *cli, const char *text, struct kvp_seq *ret_seq);

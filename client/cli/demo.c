@@ -129,28 +129,6 @@ static enum kvp_status create_pool(struct demo *demo, uint32_t layers, uint32_t 
     return kvp_pool_create(demo->cli->client, &spec, ret_info);
 }
 
-/*
- * A demo that was killed leaves its pool: what is named after a process that is gone is deleted by the next demo. The
- * daemon refuses that while anyone has it attached; then, and where pages are still to come back, it stays.
- */
-static void delete_abandoned_pools(const struct demo *demo)
-{
-    char **names;
-    size_t n;
-
-    if (kvp_pool_list(demo->cli->client, &names, &n) != KVP_OK)
-        return;
-    for (size_t i = 0; i < n; i++) {
-        int pid = 0, used = -1;
-
-        if (sscanf(names[i], POOL_PREFIX "%d%n", &pid, &used) != 1 || names[i][used] != 0 || pid <= 0)
-            continue;
-        if (pid == (int)getpid() || (kill(pid, 0) != 0 && errno == ESRCH))
-            kvp_pool_delete(demo->cli->client, names[i]);
-    }
-    free(names);
-}
-
 /* As many layers as leave room for twice the longest request and more; as many pages as the budget holds. */
 static enum kvp_status size_pool(struct demo *demo, struct kvp_pool_info **ret_info)
 {
@@ -592,7 +570,7 @@ static int run_demo(struct cli *cli)
     if (!make_board(&demo) || !read_trace(&demo))
         return 1;
     demo.board->inject_fault = cli_value(cli, CLI_INJECT_FAULT) != NULL ? DEMO_FAULT_INJECT : DEMO_FAULT_NONE;
-    delete_abandoned_pools(&demo);
+    cli_delete_abandoned_pools(cli->client, POOL_PREFIX);
     if (size_pool(&demo, &info) != KVP_OK)
         goto unmap_board;
     demo.pages = info->spec.layout.pages;

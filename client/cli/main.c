@@ -13,7 +13,8 @@
 #include <string.h>
 
 static const struct cli_command *const groups[] = {cli_status_commands,   cli_pool_commands,  cli_session_commands,
-                                                   cli_sequence_commands, cli_cache_commands, cli_demo_commands};
+                                                   cli_sequence_commands, cli_cache_commands, cli_demo_commands,
+                                                   cli_replay_commands};
 #define GROUPS (sizeof(groups) / sizeof(groups[0]))
 
 static const struct argp_option common_options[] = {
@@ -230,6 +231,8 @@ static int connect_and_run(struct cli *cli)
     uint64_t wait_s;
     int result;
 
+    if (cli->command->alone != 0 && cli_value(cli, cli->command->alone) != NULL)
+        return cli->command->run(cli);
     if (!cli_number(cli, CLI_WAIT, 0, 0, 86400, &wait_s) || !choose_session(cli))
         return 2;
     options.connect_ms = (uint32_t)(wait_s * 1000);

@@ -6,10 +6,13 @@
  */
 #include "cli.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- names of values --------------------------------------------------------------------------------------------- */
 
@@ -397,6 +400,28 @@ static int run_delete(struct cli *cli)
         return cli_print_json(json_pack("{s:s}", "deleted", cli->arguments[0]));
     printf("deleted %s\n", cli->arguments[0]);
     return 0;
+}
+
+/* The daemon refuses to delete a pool that anyone has attached; that one, and one with pages still to come back, stays. */
+void cli_delete_abandoned_pools(struct kvp_client *client, const char *prefix)
+{
+    char **names;
+    size_t n;
+
+    if (kvp_pool_list(client, &names, &n) != KVP_OK)
+        return;
+    for (size_t i = 0; i < n; i++) {
+        int pid = 0, used = -1;
+
+        if (strncmp(names[i], prefix, strlen(prefix)) != 0)
+            continue;
+        if (sscanf(names[i] + strlen(prefix), "%d%n", &pid, &used) != 1 ||
+            names[i][strlen(prefix) + (size_t)used] != 0 || pid <= 0)
+            continue;
+        if (pid == (int)getpid() || (kill(pid, 0) != 0 && errno == ESRCH))
+            kvp_pool_delete(client, names[i]);
+    }
+    free(names);
 }
 
 static const struct argp_option region_options[] = {{"rank", CLI_RANK, "N", 0, "Of which of the pool's slabs (0)", 0},
