@@ -211,6 +211,17 @@ class Host(PoolTest):
         return subprocess.Popen([sys.executable, str(HERE / "hf_worker.py"), how, self.device, endpoint, pool],
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
+    def claim(self, client: kvpool.Client, pool: kvpool.Pool, secret: bytes) -> None:
+        """Where nothing proves here that a killed process's GPU work is over, an operator's word does."""
+        try:
+            client.claim(secret, wait_ms=20_000)
+        except kvpool.Busy as error:
+            self.assertEqual(self.backend, "cuda")
+            print(f"{error}: its quarantine is released by hand", file=sys.stderr)
+            subprocess.run([os.path.join(os.environ["KVPOOL_BIN_DIR"], "kvpool"), "-e", client.endpoint, "quarantine",
+                            "release", pool.name], check=True, stdout=subprocess.DEVNULL)
+            client.claim(secret, wait_ms=20_000)
+
     def test_another_process_goes_on_with_a_generation(self) -> None:
         from transformers import DynamicCache
 
@@ -243,7 +254,7 @@ class Host(PoolTest):
                     worker.kill()
                 if daemon_too:
                     kept.kill_daemon()
-                client.claim(secret)
+                self.claim(client, pool, secret)
                 handle = hf.Handle(fields[0], tuple(fields[1]), fields[2])
                 with hf.KVPoolCache.attach(self.config, pool, handle) as cache:
                     self.assertGreaterEqual(cache.get_seq_length(), len(tokens) - 1)

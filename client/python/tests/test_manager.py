@@ -5,7 +5,7 @@ import os
 import random
 import unittest
 
-from support import PoolTest, has_gpu, needs_numpy, needs_torch
+from support import PoolTest, needs_numpy, needs_torch
 
 import kvpool
 
@@ -115,14 +115,6 @@ class TorchManager(Manager):
         self.assertEqual(manager.get_seq_len(0), 1)
         self.assertEqual(manager.get_page_table(0).dtype, torch.int32)
         self.assertEqual(manager.kv_cache.shape, (256, 2, 16, 32, 128))
-
-
-@unittest.skipUnless(has_gpu(), "torch with a GPU is not here")
-class CudaManager(TorchManager):
-    device = "cuda"
-
-    def managers(self, pages: int = 12, page_size: int = 4) -> list[kvpool.PagedKVCacheManager]:
-        return [kvpool.PagedKVCacheManager(pages, page_size, 2, 8)]
 
 
 if __name__ == "__main__":

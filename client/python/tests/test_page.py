@@ -1,11 +1,12 @@
-"""kvpool.page beside naive loops: over numpy arrays, torch tensors on the host, and on a GPU where there is one."""
+"""kvpool.page beside naive loops, over numpy arrays and torch tensors on the host. test_page_gpu.py has the same on a
+GPU."""
 from __future__ import annotations
 
 import os
 import random
 import unittest
 
-from support import HAS_NUMPY, HAS_TORCH, has_gpu, needs_numpy, run
+from support import HAS_NUMPY, HAS_TORCH, needs_numpy, run
 
 import kvpool
 
@@ -264,26 +265,6 @@ class TorchHost(Forms, unittest.TestCase):
             kvpool.append_paged_kv_cache(k, k, self.ints([0, 0]), self.ints([0, 1]), cache, self.ints([2]),
                                          self.ints([0, 1]), self.ints([2]))
             self.assertTrue(torch.equal(cache[2, 1, :2].view(torch.uint8), k.view(torch.uint8)))
-
-
-@unittest.skipUnless(HAS_NUMPY and has_gpu(), "torch with a GPU is not here")
-class TorchCuda(TorchHost):
-    device = "cuda"
-    raises_for_bad_indices = False
-
-    def test_an_append_is_captured_into_a_graph(self) -> None:
-        import torch
-
-        k = torch.zeros(2, 1, 4, device="cuda")
-        cache = torch.zeros(3, 2, 4, 1, 4, device="cuda")
-        call = (k, k, self.ints([0, 0]), self.ints([0, 1]), cache, self.ints([2]), self.ints([0, 1]), self.ints([2]))
-        kvpool.append_paged_kv_cache(*call)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kvpool.append_paged_kv_cache(*call)
-        k.fill_(3)
-        graph.replay()
-        self.assertTrue((cache[2, :, :2] == 3).all().item())
 
 
 if __name__ == "__main__":

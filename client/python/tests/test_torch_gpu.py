@@ -34,8 +34,8 @@ class Engines(unittest.TestCase):
             client.create_pool(kvpool.PoolSpec("p", pages=8, page_size=16, kv_heads=1, head_dim=64, region_bytes=ROOM))
 
     def engine(self, **options) -> dict:
-        """What an engine reports; it is killed then. Where nothing proves here that the work of a killed one is over, an
-        operator's word does."""
+        """What an engine reports; it is killed then. Where nothing proves here that the work of a killed one is over,
+        an operator's word does."""
         for _ in range(2):
             with subprocess.Popen([sys.executable, str(WORKER), self.daemon.endpoint, "p", "kv", json.dumps(options)],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
