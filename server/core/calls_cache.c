@@ -8,8 +8,9 @@
  */
 #include "blocks.h"
 
-#define LIST_SCAN 65536u /* pages looked at for one part of a listing */
-#define KEY_BYTES 16u
+#define LIST_SCAN         65536u /* pages looked at for one part of a listing */
+#define KEY_BYTES         16u
+#define UNPINS_REMEMBERED 128u /* of a call that ended pins, which there were: bits of its outcome */
 
 static enum kvp_status need_blocks(struct kvp_core *core, const Kvpool__V1__Blocks *blocks)
 {
@@ -145,15 +146,38 @@ static enum kvp_status unpin_one(struct kvp_core *core, const struct turn *turn,
 
 static enum kvp_status pin_all(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
                                const Kvpool__V1__PinRequest *request, const struct call_blocks *blocks,
-                               struct kvp_seq_id *pins, uint32_t *pinned)
+                               struct kvp_seq_id *pins, bool *there)
 {
     for (size_t i = 0; i < blocks->n; i++) {
-        bool there = true;
+        there[i] = true;
         if (request->lease_ms != 0)
             TRY(pin_one(core, turn, pool, blocks, i, request->lease_ms, &pins[i]));
         else
-            TRY(unpin_one(core, turn, pool, blocks, i, &there));
-        pinned[i] = there ? (uint32_t)core_block_count(blocks, i) * pool->spec->page_tokens : 0;
+            TRY(unpin_one(core, turn, pool, blocks, i, &there[i]));
+    }
+    return KVP_OK;
+}
+
+/* Make the pins, or end them. @param there  which of them there are, or were */
+static enum kvp_status pin_now(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
+                               const Kvpool__V1__PinRequest *request, const struct call_blocks *blocks, bool *there)
+{
+    uint64_t were[2] = {0};
+    struct kvp_seq_id *pins = core_alloc(core, blocks->n, sizeof(*pins));
+    if (pins == NULL)
+        return core_refuse(core, KVP_ENOMEM, "no memory for the call");
+    kvp_txn_begin(core->ledger);
+    enum kvp_status status = pin_all(core, turn, pool, request, blocks, pins, there);
+    if (status != KVP_OK)
+        return core_abort(core, status);
+    for (size_t i = 0; i < blocks->n && i < UNPINS_REMEMBERED; i++)
+        were[i / 64] |= (uint64_t)there[i] << i % 64;
+    TRY(core_commit(core, turn, were[0], were[1]));
+    for (size_t i = 0; i < blocks->n && request->lease_ms != 0; i++)
+        pin_renew(core, pool, pins[i].slot, request->lease_ms);
+    if (request->lease_ms == 0) {
+        pool->reclaim_due = true;
+        core_due(core, core->now_ms);
     }
     return KVP_OK;
 }
@@ -171,20 +195,16 @@ enum kvp_status call_pin(struct kvp_core *core, struct turn *turn)
                            KVP_LEASE_MS_MAX);
     size_t n = request->blocks->n_counts;
     TRY(core_blocks(core, pool, turn->session.spec.tenant, request->blocks, n, NULL, &blocks));
-    struct kvp_seq_id *pins = core_alloc(core, n, sizeof(*pins));
+    bool *there = core_alloc(core, n, sizeof(*there));
     reply.pinned = core_alloc(core, n, sizeof(*reply.pinned));
-    if (pins == NULL || reply.pinned == NULL)
+    if (there == NULL || reply.pinned == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the call");
-    kvp_txn_begin(core->ledger);
-    enum kvp_status status = pin_all(core, turn, pool, request, &blocks, pins, reply.pinned);
-    if (status != KVP_OK)
-        return core_abort(core, status);
-    TRY(core_commit(core, turn, n, 0));
-    for (size_t i = 0; i < n && request->lease_ms != 0; i++)
-        pin_renew(core, pool, pins[i].slot, request->lease_ms);
-    if (request->lease_ms == 0) {
-        pool->reclaim_due = true;
-        core_due(core, core->now_ms);
+    if (!turn->repeated)
+        TRY(pin_now(core, turn, pool, request, &blocks, there));
+    for (size_t i = 0; i < n; i++) {
+        bool was = i < UNPINS_REMEMBERED && (turn->outcome.values[i / 64] >> i % 64 & 1) != 0;
+        bool is = turn->repeated ? request->lease_ms != 0 || was : there[i];
+        reply.pinned[i] = is ? (uint32_t)core_block_count(&blocks, i) * pool->spec->page_tokens : 0;
     }
     reply.n_pinned = n;
     return core_answer(core, turn, &reply.base, NULL, 0);

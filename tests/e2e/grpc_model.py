@@ -11,7 +11,8 @@ In mid-run another gRPC client is killed while it appends: its lease lapses, and
 With --kills it is the daemon that is killed, so many times, under calls, or its executor; kvpool-keeper starts the daemon
 again, the client makes the broken call once more with the same call id, and all must be as if nothing had happened.
 
-grpc_right.py and grpc_wrong.py have the calls, grpc_world.py what is compared, naive_pool.py the model.
+grpc_right.py, grpc_wrong.py and grpc_wrong_cache.py have the calls, grpc_world.py what is compared, naive_pool.py and
+naive_cache.py the model.
 """
 import argparse
 import collections
@@ -166,7 +167,8 @@ def test(calls, seed, kills):
             world.end()
             print(", ".join(f"{name} {n}" for name, n in sorted(world.by_name.items())))
             print(f"{sum(kinds.values())} wrong calls of {len(kinds)} kinds, {world.refused} refusals foreseen, "
-                  f"{world.repeats} calls repeated, {world.audits} audits; {time.monotonic() - begun:.1f} s")
+                  f"{world.repeats} calls repeated, {world.audits} audits, {world.found()}; "
+                  f"{time.monotonic() - begun:.1f} s")
         except (Failure, Refused, AssertionError) as failure:
             failed = 1
             print(f"call {world.made} of seed {seed}: {type(failure).__name__}: {failure}\nthe call: {world.last[:2000]}")

@@ -3,9 +3,11 @@
 A right call may still be refused, where the model says so: out of pages, a row too many. Each function makes one call.
 """
 from grpc_stub import pb
+from naive_cache import keys_of
 from naive_pool import Refusal
 
 KEYS = range(1, 25)
+LEASE_MS_MAX = 24 * 3600 * 1000
 
 
 class Right:
@@ -32,19 +34,32 @@ class Right:
         known = {seq.key: seq for seq in owned}
         new = [key for key in keys if key not in known]
         refusal = None
-        if new and len(pool.seqs) + len(new) > pool.max_sequences:
+        if new and pool.rows_used() + len(new) > pool.max_sequences:
             refusal = Refusal("KVP_ELIMIT", f"all {pool.max_sequences} rows")
-        reply = self.world.change(session, "OpenSequences", refusal, pool=pool.name, keys=keys)
+        with_blocks = self.random.random() < 0.6
+        texts = [known[key].text if key in known else self.world.text(pool) for key in keys]
+        counts = [self.random.randint(0, pool.max_tokens) for _ in keys]
+        blocks = self.world.blocks(pool, texts, counts) if with_blocks else None
+        reply = self.world.change(session, "OpenSequences", refusal, pool=pool.name, keys=keys, blocks=blocks)
         if reply is None:
             return
         session.attached.add(pool.name)
+        self.world.same("prefixes", len(reply.cached), len(keys) if with_blocks else 0)
         for i, key in enumerate(keys):
+            n = counts[i] // pool.T if with_blocks else 0
             if key in known:
-                seq = known[key]
+                seq, found = known[key], min(n, known[key].keyed)
                 self.world.same("an open key", (reply.seqs[i], reply.versions[i]), (seq.handle, seq.version))
             else:
                 seq = self.world.add(pool, reply.seqs[i], key, session, reply.versions[i])
+                seq.text, seq.keys = texts[i], keys_of(texts[i], pool.T)
+                pool.open_cached(seq, n)
+                found = len(seq.row)
             self.world.same("its lengths", (reply.reserved[i], reply.written[i]), (seq.reserved, seq.written))
+            if with_blocks:
+                self.world.same("taken along", reply.cached[i], found * pool.T)
+        if with_blocks:
+            self.world.adopt(pool, pool, [pool.seqs[handle] for handle in reply.seqs])
 
     def advance(self):
         session, pool, owned = self.place()
@@ -55,14 +70,29 @@ class Right:
         written = []
         if self.random.random() < 0.6:
             written = [self.random.randint(min(s.written, r), r) for s, r in zip(seqs, reserved)]
-        trial, refusal = self.world.foresee(pool, "advance", seqs, reserved, written)
+        named = [self.names(pool, s, r) for s, r in zip(seqs, reserved)] if self.random.random() < 0.6 else []
+        trial, refusal = self.world.foresee(pool, "advance", seqs, reserved, written, named)
+        if trial.cache.is_unsure([seq.row for seq in trial.seqs.values()], trial.holders()):
+            written, named = [], []
+            trial, refusal = self.world.foresee(pool, "advance", seqs, reserved, written)
+        blocks = None
+        if named:
+            blocks = self.world.blocks(pool, [s.text for s in seqs],
+                                       [n * pool.T + self.random.randrange(pool.T) for _, n in named],
+                                       [first for first, _ in named])
         reply = self.world.change(session, "Advance", refusal, pool=pool.name, seqs=[s.handle for s in seqs],
-                                  reserved=reserved, written=written, truncate=truncate)
+                                  reserved=reserved, written=written, truncate=truncate, blocks=blocks)
         if reply is not None:
             seqs = self.world.adopt(pool, trial, seqs)
             self.world.same("written", list(reply.written), [seq.written for seq in seqs])
             self.world.same("versions", list(reply.versions), [seq.version for seq in seqs])
             self.world.copies(pool, seqs, reply)
+
+    def names(self, pool, seq, reserved):
+        """(first, n): pages to be named, all of them within `reserved`; mostly those behind what is named."""
+        full, keyed = reserved // pool.T, min(seq.keyed, reserved // pool.T)
+        first = keyed if self.random.random() < 0.7 else self.random.randint(0, keyed)
+        return first, self.random.randint(0, full - first)
 
     def goal(self, pool, seq, truncate):
         if truncate and self.random.random() < 0.6:
@@ -78,6 +108,8 @@ class Right:
         seqs = self.some(owned, 4)
         tokens = [self.random.randint(1, min(2 * pool.T + 1, pool.max_tokens - seq.written)) for seq in seqs]
         trial, refusal = self.world.foresee(pool, "append", seqs, tokens)
+        if trial.cache.is_unsure([seq.row for seq in trial.seqs.values()], trial.holders()):
+            return self.open_sequences()
         reply = self.world.change(session, "Append", refusal, pool=pool.name, seqs=[s.handle for s in seqs],
                                   at=[seq.written for seq in seqs], tokens=tokens,
                                   inline=self.random.randbytes(pool.token_bytes * sum(tokens)))
@@ -152,6 +184,70 @@ class Right:
         self.world.end_session(self.random.choice(self.world.sessions))
         self.world.open_session()
 
+    # ---- the prefix cache
+
+    def prefix(self, pool):
+        """A text, how many tokens of it, and the keys of its whole blocks: mostly of what somebody has written."""
+        seqs = list(pool.seqs.values())
+        text = self.random.choice(seqs).text if seqs and self.random.random() < 0.6 else self.world.text(pool)
+        n = self.random.randint(pool.T, pool.max_tokens)
+        return text, n, keys_of(text, pool.T)[:n // pool.T]
+
+    def pin(self):
+        session, pool, _ = self.place()
+        text, n, keys = self.prefix(pool)
+        pages = pool.cache.leading(keys)
+        if len(pages) < len(keys) and pages and self.random.random() < 0.8:  # as much as is there
+            n, keys = len(pages) * pool.T, keys[:len(pages)]
+        refusal = None
+        if len(pages) < len(keys):
+            refusal = Refusal("KVP_ENOENT", f"the first {len(pages)} are cached")
+        elif keys[-1] not in pool.cache.pins and pool.rows_used() >= pool.max_sequences:
+            refusal = Refusal("KVP_ELIMIT", f"all {pool.max_sequences} rows")
+        reply = self.world.change(session, "Pin", refusal, pool=pool.name, blocks=self.world.blocks(pool, [text], [n]),
+                                  lease_ms=LEASE_MS_MAX)
+        if reply is not None:
+            self.world.same("pinned", list(reply.pinned), [len(keys) * pool.T])
+            pool.cache.pins[keys[-1]], pool.pinned[keys[-1]] = pages, (text, n)
+
+    def unpin(self):
+        session, pool, _ = self.place()
+        text, n, keys = self.prefix(pool)
+        if pool.pinned and self.random.random() < 0.8:
+            text, n = self.random.choice(list(pool.pinned.values()))
+            keys = keys_of(text, pool.T)[:n // pool.T]
+        pinned = keys[-1] in pool.cache.pins
+        reply = self.world.change(session, "Pin", None, pool=pool.name, blocks=self.world.blocks(pool, [text], [n]))
+        self.world.same("unpinned", list(reply.pinned), [len(keys) * pool.T if pinned else 0])
+        pool.cache.pins.pop(keys[-1], None)
+        pool.pinned.pop(keys[-1], None)
+        pool.settle()
+
+    def evict(self):
+        session, pool, _ = self.place()
+        n, may_go = self.random.randint(1, 6), len(pool.cache.evictable(pool.holders()))
+        if self.random.random() < 0.1:
+            n = 0
+        reply = self.world.change(session, "Evict", None, pool=pool.name, pages=n)
+        pool.cache.to_evict = min(n or may_go, may_go)
+        self.world.same("pages evicted", reply.pages, pool.cache.to_evict)
+        self.world.learn(pool)
+
+    def evict_prefix(self):
+        session, pool, _ = self.place()
+        text, n, keys = self.prefix(pool)
+        reply = self.world.change(session, "Evict", None, pool=pool.name, blocks=self.world.blocks(pool, [text], [n]))
+        self.world.same("pages evicted", reply.pages, pool.evict_prefix(keys))
+
+    def match(self):
+        session, pool, _ = self.place()
+        prefixes = [self.prefix(pool) for _ in range(self.random.randint(1, 3))]
+        blocks = self.world.blocks(pool, [text for text, _, _ in prefixes], [n for _, n, _ in prefixes])
+        reply = self.world.read(session, "Match", pool=pool.name, with_pages=True, blocks=blocks)
+        found = [pool.cache.leading(keys) for _, _, keys in prefixes]
+        self.world.same("cached", list(reply.cached), [len(pages) * pool.T for pages in found])
+        self.world.same("their pages", list(reply.pages), [page for pages in found for page in pages])
+
     # ---- calls that read
 
     def lengths(self):
@@ -217,4 +313,5 @@ class Right:
 
 WEIGHTS = {"advance": 22, "append": 20, "open_sequences": 8, "fork": 9, "transfer": 4, "close": 6,
            "what_is_so_already": 2, "lengths": 6, "page_table": 6, "batch_indices": 6, "list_sequences": 2,
-           "describe": 2, "keep_alive": 1, "nothing_in_quarantine": 1, "another_session": 0.3}
+           "match": 4, "pin": 2, "unpin": 2, "evict": 1.5, "evict_prefix": 1, "describe": 2, "keep_alive": 1,
+           "nothing_in_quarantine": 1, "another_session": 0.3}

@@ -5,6 +5,7 @@ be done or be refused as foreseen, with the status, gRPC's code for it, a text t
 in the trailing metadata.
 """
 import collections
+import os
 import pathlib
 import random
 import re
@@ -13,6 +14,7 @@ import time
 import grpc
 
 from grpc_stub import Refused, Stub, pb
+from naive_cache import keys_of, some_text
 from naive_pool import Fresh, Pool, Refusal, Seq
 
 PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
@@ -43,7 +45,12 @@ SPECS = [
          planes=planes(3, pb.DTYPE_BF16, (CKV, 1, 32), (KPE, 1, 8)), max_sequences=40, max_sequence_tokens=160),
     dict(name="mla-apart-3", pages=150, page_tokens=3, placement=pb.PLACEMENT_PAGE,
          planes=planes(2, pb.DTYPE_FP8_E4M3, (CKV, 1, 24), (KPE, 1, 8)), max_sequences=40, max_sequence_tokens=90),
+    dict(name="quota-4", pages=70, page_tokens=4, planes=planes(1, pb.DTYPE_F16, (K, 1, 4), (V, 1, 4)),
+         max_sequences=24, max_sequence_tokens=80, policy=pb.POLICY_LRU,
+         tenants=[pb.TenantShare(tenant=os.getuid(), quota_pages=44, guaranteed_pages=9)]),
 ]
+# How the blocks of a pool are named: by tokens (0), or by an engine's keys of so many bytes.
+KEY_BYTES = {"hnd-page-3": 32, "mla-joined-16": 8}
 
 
 class Failure(Exception):
@@ -143,20 +150,64 @@ class World:
 
     def adopt(self, pool, trial, seqs):
         """The foreseen became so: learn the numbers of fresh pages, and check all the others. The sequences, as now."""
-        pool.seqs, pool.sealed, pool.closed = trial.seqs, trial.sealed, trial.closed
+        pool.seqs, pool.sealed, pool.closed, pool.cache = trial.seqs, trial.sealed, trial.closed, trial.cache
         seqs = [pool.seqs[seq.handle] for seq in seqs]
         handles = [seq.handle for seq in seqs]
         reply = self.stub.call("GetPageTable", pool=pool.name, seqs=handles, lengths=[seq.reserved for seq in seqs])
-        for seq, begin, end in zip(seqs, reply.kv_indptr, reply.kv_indptr[1:]):
-            pool.name_fresh(seq, list(reply.kv_indices[begin:end]))
+        rows = [list(reply.kv_indices[begin:end]) for begin, end in zip(reply.kv_indptr, reply.kv_indptr[1:])]
+        self.learn(pool, {page for seq, row in zip(seqs, rows) for known, page in zip(seq.row, row)
+                          if isinstance(known, Fresh)})
+        for seq, row in zip(seqs, rows):
+            pool.name_fresh(seq, row)
         reply = self.stub.call("GetSeqLens", pool=pool.name, seqs=handles)
         self.same("lengths", list(reply.lengths), [seq.written for seq in seqs])
         return seqs
 
+    def learn(self, pool, taken=()):
+        """Which cached pages went, where some had to; they may have been taken since."""
+        if pool.cache.to_evict:
+            pool.cache.learn(set(self.listing(pool)) - set(taken), pool.holders())
+            pool.settle()
+
+    def found(self):
+        """How much of what was looked up by its blocks was there."""
+        caches = [pool.cache for pool in self.pools]
+        return f"{sum(cache.hits for cache in caches)} of {sum(cache.lookups for cache in caches)} blocks found"
+
+    def listing(self, pool):
+        """{page: (parent, children, references)} of all that the daemon finds by its key."""
+        found, page = {}, 0
+        while True:
+            reply = self.stub.call("ListCache", pool=pool.name, from_page=page, limit=40)
+            self.same("bytes of keys", len(reply.keys), 16 * len(reply.pages))
+            self.hold(set(reply.tenants) <= {os.getuid()}, f"tenants {set(reply.tenants)}")
+            found.update(zip(reply.pages, zip(reply.parents, reply.children, reply.references)))
+            page = reply.next_page
+            if page == 0:
+                return found
+
+    def blocks(self, pool, texts, counts, first=()):
+        """pb.Blocks of the first counts[i] tokens of texts[i] (behind first[i] pages)."""
+        starts = [page * pool.T for page in first] or [0] * len(texts)
+        if pool.key_bytes == 0:
+            tokens = [token for text, start, n in zip(texts, starts, counts) for token in text[start:start + n]]
+            return pb.Blocks(counts=counts, first=first, tokens=tokens)
+        keys = [keys_of(text, pool.T)[start // pool.T:(start + n) // pool.T]
+                for text, start, n in zip(texts, starts, counts)]
+        return pb.Blocks(counts=[len(entry) for entry in keys], first=first, key_bytes=pool.key_bytes,
+                         keys=b"".join(key[:pool.key_bytes] for entry in keys for key in entry))
+
+    def text(self, pool):
+        text = some_text(self.random, pool.T, pool.max_tokens)
+        pool.cache.remember(keys_of(text, pool.T))
+        return text
+
     def add(self, pool, handle, key, session, version):
         self.hold(handle not in pool.seqs and handle not in pool.closed, f"handle {handle} was given out before")
-        pool.seqs[handle] = Seq(handle, key, session, version)
-        return pool.seqs[handle]
+        seq = pool.seqs[handle] = Seq(handle, key, session, version)
+        seq.text = self.text(pool)
+        seq.keys = keys_of(seq.text, pool.T)
+        return seq
 
     def name_children(self, pool, trial, keys, reply):
         """Children of a fork stand under their keys until the reply names them."""
@@ -205,7 +256,8 @@ class World:
                                                                 spec=spec)).pool
             pool = Pool(info.spec, info.row_pages)
             pool.token_bytes = sum(p.heads * p.dim * DTYPE_BYTES[p.dtype] for p in spec.planes)
-            pool.info = info
+            pool.pinned = {}  # as in the cache: the text, and how many tokens of it
+            pool.info, pool.key_bytes = info, KEY_BYTES.get(spec.name, 0)
             self.same("bytes of a page", info.page_bytes, pool.token_bytes * spec.page_tokens)
             self.same("pages of a row", info.row_pages, pool.pages_for(spec.max_sequence_tokens))
             self.hold(info.slab_bytes >= info.page_bytes * spec.pages, f"slab of {info.slab_bytes} bytes")
@@ -218,15 +270,41 @@ class World:
         self.same("free pages", info.free_pages, pool.free())
         self.same("sequences", info.sequences, len(pool.seqs))
         self.same("quarantine", info.quarantined_pages, 0)
+        cache, held = pool.cache, pool.holders()
+        unheld = [page for page in cache.published.values() if page not in held]
+        self.same("the cache", (info.cache.published_pages, info.cache.cached_pages, info.cache.dirty_pages,
+                                info.cache.pins, info.cache.lookup_blocks, info.cache.hit_blocks),
+                  (len(cache.published), len(unheld), 0, len(cache.pins), cache.lookups, cache.hits))
+        self.same("use", [(use.tenant, use.pages, use.cached_pages) for use in info.cache.tenants if use.pages],
+                  [(os.getuid(), pool.used(), len(unheld))] if pool.used() else [])
+
+    def check_listing(self, pool):
+        """Each page that is found, the page before it, how many extend it, and who holds it."""
+        cache, held = pool.cache, pool.holders()
+        expected = {page: (cache.published.get(cache.parents[key], 0xffffffff), cache.children(key), held.get(page, 0))
+                    for key, page in cache.published.items()}
+        self.same("the cache's pages", self.listing(pool), expected)
 
     def audit(self):
         """The ledger is whole, and every page is where the model has it."""
         reply = self.stub.call("Audit")
         self.hold(reply.clean and reply.count == 0 and not reply.violations, f"audit: {list(reply.violations)}")
         for pool in self.pools:
-            self.hold(not any(isinstance(page, Fresh) for page in pool.holders()), f"{pool.name}: a page without number")
+            fresh = [page for page in pool.holders() if isinstance(page, Fresh)]
+            self.hold(not fresh, f"{pool.name}: {len(fresh)} pages without a number")
             self.check_pool(self.stub.call("DescribePool", pool=pool.name).pool, pool)
+            self.check_listing(pool)
         self.audits += 1
+
+    def give_back_cache(self, session, pool):
+        """What is pinned and what is cached."""
+        for text, n in pool.pinned.values():
+            self.change(session, "Pin", None, pool=pool.name, blocks=self.blocks(pool, [text], [n]), lease_ms=0)
+        cached = len(pool.cache.published)
+        reply = self.change(session, "Evict", None, pool=pool.name)
+        self.same("pages evicted at the end", reply.pages, cached)
+        pool.cache.published.clear()
+        pool.settle()
 
     def end(self):
         """Give everything back: nothing is left."""
@@ -240,6 +318,8 @@ class World:
                 self.change(session, "CloseSequences", None, pool=pool.name, seqs=[seq.handle for seq in owned])
             for seq in owned:
                 pool.close(seq)
+            pool.cache.pins.clear()
+            self.give_back_cache(session, pool)
             self.same("free pages at the end", self.stub.call("DescribePool", pool=pool.name).pool.free_pages,
                       pool.pages - pool.first)
         self.end_session(session)

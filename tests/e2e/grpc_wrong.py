@@ -1,17 +1,18 @@
 """The wrong calls of the foreign client. Each function makes one: what it sends, the status that must come, and a word
 that the text must hold (the field, the value or the limit). None may change anything: the model stays as it is, and the
-next right calls and audits would show it.
+next right calls and audits would show it. grpc_wrong_cache.py has those that concern the prefix cache.
 """
 import collections
 import inspect
 
 from grpc_stub import Refused, pb
+from grpc_wrong_cache import WrongCache
 from naive_pool import Refusal
 
 BATCH_MAX = 1024
 
 
-class Wrong:
+class Wrong(WrongCache):
     def __init__(self, world):
         self.world, self.random, self.stub = world, world.random, world.stub
         self.ways = [way for name, way in inspect.getmembers(self, inspect.ismethod) if name.startswith("w_")]
@@ -197,7 +198,7 @@ class Wrong:
             if not found:
                 return False
             session, pool, (seq,) = found
-            missing = pool.pages_for(pool.max_tokens) - len(seq.row) - pool.free()
+            missing = pool.pages_for(pool.max_tokens) - len(seq.row) - sum(pool.spare())
             if missing > 0:
                 return self.refused(session, "Advance", Refusal("KVP_ENOPAGES", str(missing), missing), "",
                                     pool=pool.name, seqs=[seq.handle], reserved=[pool.max_tokens])

@@ -5,9 +5,12 @@ says how many there are, where they stand, and that nobody else has them; which 
 
     row      [full and written: sealed, may be shared | the rest: this sequence's alone]
     copy     the page whose first written % T tokens are to be copied to row[written // T] before the next append
+    keyed    its first pages, which have block keys: naive_cache.py has what follows from them
 """
 import contextlib
 import copy as copying
+
+from naive_cache import Cache
 
 
 class Fresh:
@@ -36,7 +39,8 @@ def short_of(more):
 class Seq:
     def __init__(self, handle, key, session, version):
         self.handle, self.key, self.session, self.version = handle, key, session, version
-        self.row, self.reserved, self.written, self.copy = [], 0, 0, None
+        self.row, self.reserved, self.written, self.copy, self.keyed = [], 0, 0, None, 0
+        self.text, self.keys = [], []  # the tokens that it would have, and the keys of their blocks
 
     def clone(self):
         other = copying.copy(self)
@@ -57,27 +61,42 @@ class Pool:
         self.max_sequences, self.max_tokens, self.row_pages = spec.max_sequences, spec.max_sequence_tokens, row_pages
         self.seqs = {}       # by handle
         self.sealed = set()  # pages
+        self.cache = Cache()
+        self.quota = min([share.quota_pages for share in spec.tenants if share.quota_pages] or [self.pages])
         self.closed = []     # handles of old
 
     def clone(self):
         other = copying.copy(self)
         other.seqs = {handle: seq.clone() for handle, seq in self.seqs.items()}
         other.sealed = set(self.sealed)
+        other.cache = self.cache.clone()
         other.closed = list(self.closed)
         return other
 
     # ---- what is there
 
     def holders(self):
-        """How many rows and owed copies hold each page."""
+        """How many rows, owed copies and pins hold each page."""
         count = {}
-        for seq in self.seqs.values():
-            for page in seq.row + ([] if seq.copy is None else [seq.copy]):
+        rows = [seq.row + ([] if seq.copy is None else [seq.copy]) for seq in self.seqs.values()]
+        for row in rows + list(self.cache.pins.values()):
+            for page in row:
                 count[page] = count.get(page, 0) + 1
         return count
 
+    def used(self):
+        return len(set(self.holders()) | set(self.cache.published.values())) - self.cache.to_evict
+
     def free(self):
-        return self.pages - self.first - len(self.holders())
+        return self.pages - self.first - self.used()
+
+    def rows_used(self):
+        return len(self.seqs) + len(self.cache.pins)
+
+    def spare(self):
+        """Pages that this user may still take, and cached ones that may go for it."""
+        free = min(self.free(), self.quota - self.used())
+        return free, len(self.cache.evictable(self.holders())) - self.cache.to_evict
 
     def pages_for(self, tokens):
         return -(-tokens // self.T)
@@ -90,8 +109,11 @@ class Pool:
     # ---- what calls do to it
 
     def take(self, seq, index, n):
-        if n > self.free():
-            raise Refusal("KVP_ENOPAGES", missing=n - self.free())
+        free, may_go = self.spare()
+        if n > free + may_go:
+            word = f"quota of {self.quota} pages" if self.quota < self.pages else "is short of"
+            raise Refusal("KVP_ENOPAGES", word, missing=n - free - may_go)
+        self.cache.to_evict += max(0, n - free)
         seq.row[index:index + n] = [Fresh() for _ in range(n)]
 
     def grow(self, seq, reserved):
@@ -110,6 +132,9 @@ class Pool:
             if page in self.sealed or self.holders()[page] > 1:
                 seq.copy = page
                 self.take(seq, keep - 1, 1)
+            else:
+                self.cache.names.pop(page, None)
+        seq.keyed = min(seq.keyed, reserved // self.T)
 
     def reserve(self, seq, reserved):
         if reserved > seq.reserved:
@@ -120,18 +145,22 @@ class Pool:
     def observe(self, seq, written):
         if written <= seq.written:
             return
-        self.sealed.update(seq.row[seq.written // self.T:written // self.T])
+        for index in range(seq.written // self.T, written // self.T):
+            self.sealed.add(seq.row[index])
+            if seq.row[index] in self.cache.names:
+                self.cache.publish(seq.row, index, self.sealed)
         seq.written, seq.copy = written, None
         self.settle()
 
     def fork_one(self, parent, key, session, tokens):
-        if len(self.seqs) >= self.max_sequences:
+        if self.rows_used() >= self.max_sequences:
             raise Refusal("KVP_ELIMIT", f"all {self.max_sequences} rows")
         handle = ("child", key)
         child = Seq(handle, key, session, 0)
         full = tokens // self.T
         child.row = parent.row[:full]
         child.reserved = child.written = tokens
+        child.text, child.keys, child.keyed = parent.text, parent.keys, min(parent.keyed, full)
         self.seqs[handle] = child
         if tokens % self.T != 0:
             owes = parent.copy is not None and parent.written // self.T == full
@@ -144,17 +173,54 @@ class Pool:
         self.settle()
 
     def settle(self):
-        """A page that nobody holds is free, and not sealed."""
-        self.sealed &= set(self.holders())
+        """A page that nobody holds, and that is not cached, is free: not sealed, and without a key."""
+        kept = set(self.holders()) | set(self.cache.published.values())
+        self.sealed &= kept
+        self.cache.names = {page: key for page, key in self.cache.names.items() if page in kept}
+
+    def name_blocks(self, seq, first, n):
+        """The blocks of pages first … first + n of a row have their keys."""
+        for index in range(first, first + n):
+            page, key = seq.row[index], seq.keys[index]
+            if page in self.cache.names:
+                assert self.cache.names[page] == key
+                continue
+            self.cache.names[page] = key
+            if page in self.sealed:
+                self.cache.publish(seq.row, index, self.sealed)
+        seq.keyed = max(seq.keyed, first + n)
+
+    def open_cached(self, seq, blocks):
+        """A new sequence takes the longest cached prefix along."""
+        seq.row = self.cache.leading(seq.keys[:blocks])
+        seq.keyed = len(seq.row)
+        seq.reserved = seq.written = len(seq.row) * self.T
+        self.cache.lookups += blocks
+        self.cache.hits += len(seq.row)
+
+    def evict_prefix(self, keys):
+        """From its end on, up to what is held or extended. How many pages."""
+        held, n = self.holders(), 0
+        for key in reversed(keys):
+            if key not in self.cache.published:
+                continue
+            if self.cache.published[key] in held or self.cache.children(key):
+                break
+            self.cache.forget([key])
+            n += 1
+        self.settle()
+        return n
 
     # ---- the same, of a batch: all or nothing is for the caller, who tries it on a clone
 
-    def advance(self, handles, reserved, written):
+    def advance(self, handles, reserved, written, named=()):
         seqs = [self.find(handle) for handle in handles]
         later = [max(0, self.pages_for(tokens) - len(seq.row)) for seq, tokens in zip(seqs, reserved)]
         for i, seq in enumerate(seqs):
             with short_of(sum(later[i + 1:])):
                 self.reserve(seq, reserved[i])
+            if named:
+                self.name_blocks(seq, *named[i])
             if written:
                 self.observe(seq, written[i])
 
@@ -200,7 +266,7 @@ class Pool:
     def name_fresh(self, seq, row):
         """The daemon says what the row of a sequence is: what was known must be so, what is fresh must be free."""
         assert len(row) == len(seq.row), f"{self.name}: {len(row)} pages, not {len(seq.row)}"
-        held = {page for page in self.holders() if not isinstance(page, Fresh)}
+        held = {page for page in self.holders() if not isinstance(page, Fresh)} | set(self.cache.published.values())
         for i, (known, page) in enumerate(zip(seq.row, row)):
             if isinstance(known, Fresh):
                 assert self.first <= page < self.pages, f"{self.name}: page {page} of {self.first}..{self.pages - 1}"
@@ -208,6 +274,7 @@ class Pool:
                 if known in self.sealed:
                     self.sealed.remove(known)
                     self.sealed.add(page)
+                self.cache.rename(known, page)
                 seq.row[i] = page
                 held.add(page)
             else:
