@@ -79,6 +79,8 @@ static void audit_page(struct pool_audit *a, uint32_t page)
         REPORT(a, "page", page, "free and %s", PAGE_SEALED(record) ? "sealed" : "keyed");
     if (used && (record & PAGE_DIRTY) && PAGE_SEALED(record))
         REPORT(a, "page", page, "dirty and sealed");
+    if (a->m.digests != NULL && a->m.digests[page] != 0 && !PAGE_SEALED(record))
+        REPORT(a, "page", page, "has a digest, and is not sealed");
     a->dirty += used && (record & PAGE_DIRTY);
     if (PAGE_PUBLISHED(record))
         audit_published(a, page);

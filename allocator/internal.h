@@ -187,6 +187,12 @@ enum kvp_status tenant_index(const struct pool_map *m, uint32_t id, uint32_t *re
 /* The same; made if it has none. */
 enum kvp_status tenant_place(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t id, uint32_t *ret_index);
 
+/* ---- digest.c ------------------------------------------------------------------------------------------------------
+ */
+
+/* The page is free: what its bytes were is of no interest any more. */
+void forget_digest(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+
 /* ---- seq.c: slots, keys, lists --------------------------------------------------------------------------------------
  */
 

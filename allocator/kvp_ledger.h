@@ -73,8 +73,9 @@ struct kvp_ledger {
     bool in_txn;
     uint32_t txn_stores;
     uint32_t txn_serial;
-    uint64_t
-        changes; /* transactions that changed something, since it was opened: who compares it sees whether any did */
+    /* counts since it was opened: who compares them sees whether anything happened */
+    uint64_t changes; /* transactions that changed something */
+    uint64_t seals;   /* pages sealed in pools that keep digests, in aborted transactions too */
     /* private: a snapshot under way */
     unsigned char *copy; /* NULL: none */
     uint64_t copied;     /* what is stored below this goes to the copy, too */
@@ -192,6 +193,7 @@ struct kvp_pool_geometry {
     uint32_t reserved_pages; /* < pages; ids 0..reserved_pages-1 are never handed out */
     uint32_t max_sequences;  /* 1..KVP_SEQUENCES_MAX */
     uint32_t row_pages;      /* pages that one sequence may have */
+    uint32_t page_digests;   /* 1: with room for a digest of each page's bytes; else 0 */
 };
 
 #define KVP_POOL_BLOB_BYTES 49152 /* the packed kvpool.v1.PoolSpec: the ledger keeps it and does not read it */
@@ -485,6 +487,35 @@ enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id
                              struct kvp_page_view *ret_view);
 /** A dirty page was zeroed. One that is not dirty: nothing happens. @retval KVP_EINVAL  no such page, or a free one */
 enum kvp_status kvp_page_cleaned(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page);
+
+/* ---- page digests ------------------------------------------------------------------------------------------------ */
+
+/*
+ * Of the bytes of a sealed page, in pools that have room for it: taken once, by whoever can read them, and compared when
+ * somebody asks. A page's digest ends with its life, so that none is ever compared with another life's bytes; and so that
+ * none is kept that was taken of an earlier life's, the taker first leaves his mark on the page: see digest.c.
+ */
+#define KVP_DIGEST_BIT (1ull << 63) /* set in a digest, clear in a mark; a mark is not 0 */
+
+/**
+ * Look for sealed pages with a digest, or without one and without this mark.
+ * @param cursor     in: where to start, 0 at first; out: where to go on, the pool's pages at the end
+ * @param looks      at so many pages at most
+ * @param room       of the outputs; it ends when they are full
+ * @param ret_words  their digests; NULL: pages without one are looked for
+ * @retval KVP_ENOENT  the pool is not there or keeps none
+ */
+enum kvp_status kvp_digest_scan(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint64_t mark,
+                                uint32_t *cursor, uint32_t looks, uint32_t room, uint32_t *ret_pages,
+                                uint64_t *ret_words, uint32_t *ret_n);
+/** A digest of these pages, sealed and without one, is being taken. @retval KVP_EINVAL  one is not so */
+enum kvp_status kvp_digest_begin(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t n, const uint32_t *pages,
+                                 uint64_t mark);
+/** It was taken: kept for each page that still has that mark. */
+enum kvp_status kvp_digest_put(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t n, const uint32_t *pages,
+                               uint64_t mark, const uint64_t *digests);
+/** The digest or mark of a page; 0: none. */
+uint64_t kvp_digest_of(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page);
 
 /* ---- the prefix cache -------------------------------------------------------------------------------------------- */
 

@@ -2,8 +2,8 @@
  * The structures in the block, and how to find them. Private to the allocator.
  *
  *   root    header 4096 B · log KVP_TXN_STORES_MAX × 16 B · sessions · outcomes · pools · buffers · regions · jobs
- *   extent  pages · index entries · index slots · followers · ghosts · policy · tenants · attachments · sequences · key buckets · rows, each aligned
- *           to 64 B, the whole to 4096 B
+ *   extent  pages · index entries · index slots · followers · ghosts · policy · page digests · tenants · attachments ·
+ *           sequences · key buckets · rows, each aligned to 64 B, the whole to 4096 B
  *
  * Everything is made of aligned 4- and 8-byte words, read as what they are and stored by store.c alone. A link is a
  * slot + 1, so that zeroed memory is empty lists; free pages alone link by their id. A word that is dead (a free slot,
@@ -128,7 +128,9 @@ struct block_pool {
     uint64_t region_bytes; /* room for regions in each slab */
     uint32_t regions;      /* list, by rank and offset; see region.c */
     uint32_t region_count; /* in it */
-    uint64_t pad[7];
+    uint32_t page_digests; /* whether there is room for them */
+    uint32_t pad2;
+    uint64_t pad[6];
     uint64_t blob[KVP_POOL_BLOB_BYTES / 8];
 };
 
@@ -317,7 +319,7 @@ static inline const struct block_job *jobs_of(const struct kvp_ledger *ledger)
 
 /* The offsets of the parts of a pool's extent; see pool.c. */
 struct extent_shape {
-    uint64_t entries, slots, followers, ghosts, policy, tenants, attachments, sequences, buckets, rows, bytes;
+    uint64_t entries, slots, followers, ghosts, policy, digests, tenants, attachments, sequences, buckets, rows, bytes;
     uint32_t bucket_count; /* a power of two */
 };
 
@@ -333,6 +335,7 @@ struct pool_map {
     const uint32_t *followers; /* [pages] the page + 1 that extended this one last: a hint */
     const uint32_t *ghosts;    /* see policy.c: hints */
     const struct block_policy *policy;
+    const uint64_t *digests; /* [pages]; NULL: the pool keeps none; see digest.c */
     const struct block_tenant *tenants;
     const struct block_attachment *attachments;
     const struct block_seq *seqs;

@@ -19,7 +19,7 @@
 #define SLOTS_PER_PAGE 2u /* of the index: half of them are empty at least, so that a search is short */
 
 /* Of a geometry that is in range: every map of a pool comes here. */
-static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint32_t row_pages)
+static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint32_t row_pages, bool page_digests)
 {
     struct extent_shape shape = {.bucket_count =
                                      max_sequences == 1 ? 1 : 1u << (32 - __builtin_clz(max_sequences - 1))};
@@ -29,7 +29,8 @@ static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint
     shape.ghosts = ALIGN_UP(shape.followers + (uint64_t)pages * sizeof(uint32_t), KVP_PART_ALIGN);
     uint64_t ghosts = pages < KVP_GHOST_WAYS ? KVP_GHOST_WAYS : pages;
     shape.policy = ALIGN_UP(shape.ghosts + ghosts * sizeof(uint32_t), KVP_PART_ALIGN);
-    shape.tenants = ALIGN_UP(shape.policy + sizeof(struct block_policy), KVP_PART_ALIGN);
+    shape.digests = ALIGN_UP(shape.policy + sizeof(struct block_policy), KVP_PART_ALIGN);
+    shape.tenants = ALIGN_UP(shape.digests + (page_digests ? pages * sizeof(uint64_t) : 0), KVP_PART_ALIGN);
     shape.attachments = ALIGN_UP(shape.tenants + KVP_TENANTS_MAX * sizeof(struct block_tenant), KVP_PART_ALIGN);
     shape.sequences = shape.attachments + KVP_ATTACHMENTS_MAX * sizeof(struct block_attachment);
     shape.buckets = shape.sequences + (uint64_t)max_sequences * sizeof(struct block_seq);
@@ -44,9 +45,9 @@ enum kvp_status shape_extent(const struct kvp_pool_geometry *geometry, struct ex
     const struct kvp_pool_geometry *g = geometry;
     if (g->pages < 1 || g->pages > KVP_PAGES_MAX || g->page_tokens < 1 || g->page_tokens > KVP_PAGE_TOKENS_MAX ||
         g->reserved_pages >= g->pages || g->max_sequences < 1 || g->max_sequences > KVP_SEQUENCES_MAX ||
-        g->row_pages < 1 || g->row_pages > KVP_SEQUENCE_TOKENS_MAX)
+        g->row_pages < 1 || g->row_pages > KVP_SEQUENCE_TOKENS_MAX || g->page_digests > 1)
         return KVP_EINVAL;
-    *ret_shape = shape_of(g->pages, g->max_sequences, g->row_pages);
+    *ret_shape = shape_of(g->pages, g->max_sequences, g->row_pages, g->page_digests);
     return KVP_OK;
 }
 
@@ -58,13 +59,15 @@ static struct kvp_pool_geometry geometry_of(const struct block_pool *pool)
         .reserved_pages = pool->reserved_pages,
         .max_sequences = pool->max_sequences,
         .row_pages = pool->row_pages,
+        .page_digests = pool->page_digests,
     };
 }
 
 void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_map *ret_map)
 {
     const struct block_pool *pool = &pools_of(ledger)[slot];
-    struct extent_shape shape = shape_of(pool->pages, pool->max_sequences, pool->row_pages);
+    struct extent_shape shape =
+        shape_of(pool->pages, pool->max_sequences, pool->row_pages, pool->page_digests != 0);
     const unsigned char *extent = ledger->view + pool->extent_offset;
     *ret_map = (struct pool_map){
         .pool = pool,
@@ -77,6 +80,7 @@ void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_m
         .followers = (const uint32_t *)(const void *)(extent + shape.followers),
         .ghosts = (const uint32_t *)(const void *)(extent + shape.ghosts),
         .policy = (const struct block_policy *)(const void *)(extent + shape.policy),
+        .digests = pool->page_digests != 0 ? (const uint64_t *)(const void *)(extent + shape.digests) : NULL,
         .tenants = (const struct block_tenant *)(const void *)(extent + shape.tenants),
         .attachments = (const struct block_attachment *)(const void *)(extent + shape.attachments),
         .seqs = (const struct block_seq *)(const void *)(extent + shape.sequences),
@@ -199,6 +203,7 @@ static void put_geometry(struct kvp_ledger *ledger, const struct block_pool *poo
     put32(ledger, &pool->reserved_pages, geometry->reserved_pages);
     put32(ledger, &pool->max_sequences, geometry->max_sequences);
     put32(ledger, &pool->row_pages, geometry->row_pages);
+    put32(ledger, &pool->page_digests, geometry->page_digests);
     put64(ledger, &pool->free_list, KVP_NONE);
     put32(ledger, &pool->pages_used, geometry->reserved_pages);
     put32(ledger, &pool->sequences_used, 0);

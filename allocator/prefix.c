@@ -176,6 +176,7 @@ enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, c
     uint64_t record = m->pages[page];
     if (PAGE_SEALED(record))
         return KVP_OK;
+    ledger->seals += m->digests != NULL;
     if (record & PAGE_DIRTY)
         put32(ledger, &m->pool->dirty, m->pool->dirty - 1);
     if (PAGE_KEYED(record) && known_page(m, page) == KVP_NONE && index > 0 && is_used_page(m, row[index - 1]) &&

@@ -307,17 +307,17 @@ int main(int argc, char **argv)
     }
     MUST(kvp_ledger_format(&bench.ledger, block, block, bytes & ~(size_t)4095, (struct kvp_uuid){{1}}));
     double ns[5], us[2];
-    make_pool(&bench, "order", (struct kvp_pool_geometry){1u << 16, 1, 0, 1, 1u << 16});
+    make_pool(&bench, "order", (struct kvp_pool_geometry){1u << 16, 1, 0, 1, 1u << 16, 0});
     ns[0] = median_of_rounds(&bench, page_in_order_round);
     ns[2] = median_of_rounds(&bench, batch_round);
     ns[3] = median_of_rounds(&bench, call_in_order_round);
-    make_pool(&bench, "advance", (struct kvp_pool_geometry){1u << 17, 16, 0, BATCH, 512});
+    make_pool(&bench, "advance", (struct kvp_pool_geometry){1u << 17, 16, 0, BATCH, 512, 0});
     us[0] = median_of_rounds(&bench, advance_round);
     us[1] = median_of_rounds(&bench, observe_round);
-    make_pool(&bench, "pages", (struct kvp_pool_geometry){bench.pages, 1, 0, 1, 1});
+    make_pool(&bench, "pages", (struct kvp_pool_geometry){bench.pages, 1, 0, 1, 1, 0});
     shuffle_pages(&bench);
     ns[1] = median_of_rounds(&bench, page_shuffled_round);
-    make_pool(&bench, "calls", (struct kvp_pool_geometry){bench.pages, 1, 0, OWNERS, 2 * (bench.pages / OWNERS)});
+    make_pool(&bench, "calls", (struct kvp_pool_geometry){bench.pages, 1, 0, OWNERS, 2 * (bench.pages / OWNERS), 0});
     shuffle(&bench);
     ns[4] = median_of_rounds(&bench, call_shuffled_round);
     print(&bench, ns, us, json);

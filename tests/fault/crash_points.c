@@ -176,7 +176,7 @@ END_TEST
 START_TEST(a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not)
 {
     struct ledger_block block;
-    struct kvp_pool_spec spec = {.geometry = {8, 4, 0, 4, 4}, .name = "pool", .blob = "spec bytes", .blob_bytes = 10};
+    struct kvp_pool_spec spec = {.geometry = {8, 4, 0, 4, 4, 0}, .name = "pool", .blob = "spec bytes", .blob_bytes = 10};
     struct kvp_pool_id pool = {0};
     struct kvp_pool_view view;
     ledger_block_open(&block, kvp_ledger_root_bytes() + (1u << 20));

@@ -305,6 +305,15 @@ enum kvp_status naive_expect(const struct naive *naive, const struct naive_op *o
     case NAIVE_REGION_UNMAP:
     case NAIVE_REGION_DROP:
         return expect_region(naive, op);
+    case NAIVE_MARK:
+        if (!naive->geometry.page_digests)
+            return KVP_ENOENT;
+        return op->page < naive->geometry.pages && naive->sealed[op->page] &&
+                       naive->state.pages[op->page].digest < NAIVE_DIGEST_FIRST
+                   ? KVP_OK
+                   : KVP_EINVAL;
+    case NAIVE_DIGEST:
+        return naive->geometry.page_digests ? KVP_OK : KVP_ENOENT;
     case NAIVE_SESSION_OPEN:
     case NAIVE_RECLAIM:
     case NAIVE_JOB_OPEN:
@@ -734,6 +743,13 @@ void naive_apply(struct naive *naive, const struct naive_op *op, const struct na
     case NAIVE_REGION_UNMAP:
     case NAIVE_REGION_DROP:
         apply_region(naive, op);
+        break;
+    case NAIVE_MARK:
+        naive->state.pages[op->page].digest = op->call;
+        break;
+    case NAIVE_DIGEST:
+        if (op->page < naive->geometry.pages && naive->state.pages[op->page].digest == op->call)
+            naive->state.pages[op->page].digest = NAIVE_DIGEST_FIRST + op->tokens;
         break;
     case NAIVE_SESSION_OPEN:
     case NAIVE_SESSION_END:

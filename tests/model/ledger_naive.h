@@ -24,6 +24,7 @@
 #define NAIVE_STORIES     4 /* what sequences say: story s has its first s blocks in common with story 0 */
 #define NAIVE_REGIONS     6 /* names */
 #define NAIVE_RANKS       2
+#define NAIVE_DIGEST_FIRST 1000 /* no mark is as large */
 
 struct naive_session {
     uint32_t state, generation, kind, attachments, tenant;
@@ -49,6 +50,7 @@ struct naive_page {
     uint32_t tenant; /* index + 1 of who has it or had it last */
     uint32_t dirty;
     uint32_t published, key, parent, children, hits, age; /* as the index shows it; parent + 1 */
+    uint32_t digest; /* or mark; 0: none */
 };
 
 struct naive_tenant {
@@ -120,6 +122,8 @@ enum naive_kind {
     NAIVE_REGION_MAP,
     NAIVE_REGION_UNMAP,
     NAIVE_REGION_DROP,
+    NAIVE_MARK,        /* of `page`, by `call` */
+    NAIVE_DIGEST,      /* … is `tokens` */
     NAIVE_OPEN_CACHED, /* from here on: the prefix cache */
     NAIVE_SET_KEYS,
     NAIVE_PIN,

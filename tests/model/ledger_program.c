@@ -26,6 +26,7 @@ void naive_start(struct naive *naive, struct kvp_ledger *ledger, uint64_t *rng)
         .reserved_pages = naive_random(rng, 3),
         .max_sequences = 2 + naive_random(rng, NAIVE_SEQS - 1),
         .row_pages = 1 + naive_random(rng, NAIVE_ROW),
+        .page_digests = naive_random(rng, 2),
     };
     naive->needs_after = naive_random(rng, 2);
     naive->region_bytes = naive_random(rng, 64);
@@ -73,7 +74,7 @@ static enum naive_kind choose_kind(uint64_t *rng)
         [NAIVE_JOB_ADD] = 5,      [NAIVE_JOB_CLOSE] = 4,   [NAIVE_OPEN_CACHED] = 10, [NAIVE_SET_KEYS] = 14,
         [NAIVE_PIN] = 4,          [NAIVE_UNPIN] = 3,       [NAIVE_EVICT] = 3,        [NAIVE_EVICT_PREFIX] = 2,
         [NAIVE_CLEANED] = 3,      [NAIVE_SHARE] = 1,       [NAIVE_REGION_MAKE] = 5,  [NAIVE_REGION_MAP] = 5,
-        [NAIVE_REGION_UNMAP] = 4, [NAIVE_REGION_DROP] = 4,
+        [NAIVE_REGION_UNMAP] = 4, [NAIVE_REGION_DROP] = 4, [NAIVE_MARK] = 10,        [NAIVE_DIGEST] = 8,
     };
     uint32_t total = 0;
     for (int kind = 0; kind < NAIVE_KINDS; kind++)
@@ -265,6 +266,14 @@ static enum kvp_status run_region(struct kvp_ledger *ledger, struct kvp_pool_id 
     }
 }
 
+static enum kvp_status run_digest(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
+{
+    uint64_t digest = NAIVE_DIGEST_FIRST + op->tokens;
+    if (op->kind == NAIVE_MARK)
+        return kvp_digest_begin(ledger, pool, 1, &op->page, op->call);
+    return kvp_digest_put(ledger, pool, 1, &op->page, op->call, &digest);
+}
+
 enum kvp_status naive_run(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct naive_op *op)
 {
     if (op->kind >= NAIVE_OPEN_CACHED)
@@ -303,6 +312,9 @@ enum kvp_status naive_run(struct kvp_ledger *ledger, struct kvp_pool_id pool, st
     case NAIVE_REGION_UNMAP:
     case NAIVE_REGION_DROP:
         return run_region(ledger, pool, op);
+    case NAIVE_MARK:
+    case NAIVE_DIGEST:
+        return run_digest(ledger, pool, op);
     default:
         return run_session(ledger, pool, op);
     }
@@ -426,6 +438,7 @@ static void read_page(const struct kvp_ledger *ledger, struct kvp_pool_id pool, 
     REQUIRE(kvp_page_get(ledger, pool, page, &seen) == KVP_OK);
     *ret = (struct naive_page){
         .state = seen.state, .references = seen.references, .tenant = seen.tenant + 1, .dirty = seen.dirty};
+    ret->digest = (uint32_t)kvp_digest_of(ledger, pool, page);
     if (kvp_cache_at(ledger, pool, page, &entry) != KVP_OK)
         return;
     REQUIRE(entry.page == page && entry.references == seen.references);

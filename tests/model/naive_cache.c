@@ -214,6 +214,7 @@ void naive_taken(struct naive *n, uint32_t page, uint32_t tenant)
     taken->hits = 0;
     n->keys[page] = 0;
     n->sealed[page] = false;
+    n->state.pages[page].digest = 0;
 }
 
 /* ---- publishing ----------------------------------------------------------------------------------------------------
@@ -453,7 +454,7 @@ static void settle_page(struct naive *n, uint32_t page, uint32_t before)
     struct naive_page *seen = &n->state.pages[page];
     bool held = seen->references != 0;
     if (!held && !seen->published)
-        n->sealed[page] = false, n->keys[page] = 0;
+        n->sealed[page] = false, n->keys[page] = seen->digest = 0;
     if (!held && before != 0)
         n->stamps[page] = n->tick;
     seen->state = page < n->geometry.reserved_pages ? KVP_PAGE_RESERVED

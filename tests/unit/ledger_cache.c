@@ -16,8 +16,8 @@ static const struct kvp_after none = {0};
 static void make(struct ledger_bed *bed, uint32_t pages)
 {
     struct kvp_pool_spec spec = {
-        .geometry = {pages, TOKENS, 0, 16, 32}, .policy = KVP_POLICY_LRU, .zero_on_reuse = true, .name = "lru"};
-    ledger_bed_make(bed, (struct kvp_pool_geometry){1, 1, 0, 1, 1}, false);
+        .geometry = {pages, TOKENS, 0, 16, 32, 0}, .policy = KVP_POLICY_LRU, .zero_on_reuse = true, .name = "lru"};
+    ledger_bed_make(bed, (struct kvp_pool_geometry){1, 1, 0, 1, 1, 0}, false);
     kvp_txn_begin(bed->ledger);
     ck_assert_int_eq(kvp_pool_create(bed->ledger, &spec, &bed->pool), KVP_OK);
     ck_assert_int_eq(kvp_attach(bed->ledger, bed->pool, bed->session, KVP_NONE, &bed->attachment), KVP_OK);

@@ -65,22 +65,23 @@ START_TEST(a_geometry_out_of_range_is_refused)
     uint64_t offset, bytes;
     ledger_block_open(&block, kvp_ledger_root_bytes() + (1u << 20));
     const struct kvp_pool_geometry bad[] = {
-        {0, 4, 0, 8, 8},
-        {KVP_PAGES_MAX + 1, 4, 0, 8, 8},
-        {32, 0, 0, 8, 8},
-        {32, KVP_PAGE_TOKENS_MAX + 1, 0, 8, 8},
-        {32, 4, 32, 8, 8},
-        {32, 4, 0, 0, 8},
-        {32, 4, 0, KVP_SEQUENCES_MAX + 1, 8},
-        {32, 4, 0, 8, 0},
-        {32, 4, 0, 8, KVP_SEQUENCE_TOKENS_MAX + 1},
+        {0, 4, 0, 8, 8, 0},
+        {KVP_PAGES_MAX + 1, 4, 0, 8, 8, 0},
+        {32, 0, 0, 8, 8, 0},
+        {32, KVP_PAGE_TOKENS_MAX + 1, 0, 8, 8, 0},
+        {32, 4, 32, 8, 8, 0},
+        {32, 4, 0, 0, 8, 0},
+        {32, 4, 0, KVP_SEQUENCES_MAX + 1, 8, 0},
+        {32, 4, 0, 8, 0, 0},
+        {32, 4, 0, 8, KVP_SEQUENCE_TOKENS_MAX + 1, 0},
+        {32, 4, 0, 8, 8, 2},
     };
     kvp_txn_begin(&block.ledger);
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         ck_assert_int_eq(kvp_pool_extent(&block.ledger, &bad[i], &offset, &bytes), KVP_EINVAL);
         ck_assert_int_eq(create(&block.ledger, "p", bad[i], &pool), KVP_EINVAL);
     }
-    struct kvp_pool_geometry large = {32, 4, 0, KVP_SEQUENCES_MAX, KVP_SEQUENCE_TOKENS_MAX};
+    struct kvp_pool_geometry large = {32, 4, 0, KVP_SEQUENCES_MAX, KVP_SEQUENCE_TOKENS_MAX, 1};
     ck_assert_int_eq(kvp_pool_extent(&block.ledger, &large, &offset, &bytes), KVP_ELIMIT);
     kvp_txn_commit(&block.ledger);
     ledger_block_assert_clean(&block.ledger);
@@ -157,7 +158,7 @@ START_TEST(pools_are_refused_beyond_their_limit)
 {
     struct ledger_block block;
     struct kvp_pool_id pool;
-    struct kvp_pool_geometry tiny = {1, 1, 0, 1, 1};
+    struct kvp_pool_geometry tiny = {1, 1, 0, 1, 1, 0};
     ledger_block_open(&block, kvp_ledger_root_bytes() + (4u << 20));
     kvp_txn_begin(&block.ledger);
     for (int i = 0; i <= KVP_POOLS_MAX; i++) {
@@ -174,7 +175,7 @@ START_TEST(making_the_largest_pool_touches_none_of_its_pages)
 {
     struct ledger_block block;
     struct kvp_pool_id pool;
-    struct kvp_pool_geometry large = {KVP_PAGES_MAX, 16, 0, 16, 64};
+    struct kvp_pool_geometry large = {KVP_PAGES_MAX, 16, 0, 16, 64, 0};
     ledger_block_open(&block, kvp_ledger_root_bytes() + (2560ull << 20));
     kvp_txn_begin(&block.ledger);
     ck_assert_int_eq(create(&block.ledger, "large", large, &pool), KVP_OK);
