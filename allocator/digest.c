@@ -24,17 +24,17 @@ static enum kvp_status map_digests(const struct kvp_ledger *ledger, struct kvp_p
     return ret_map->digests != NULL ? KVP_OK : KVP_ENOENT;
 }
 
-enum kvp_status kvp_digest_scan(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint64_t mark,
-                                uint32_t *cursor, uint32_t looks, uint32_t room, uint32_t *ret_pages,
-                                uint64_t *ret_words, uint32_t *ret_n)
+enum kvp_status kvp_digest_scan(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t *cursor,
+                                uint32_t looks, uint32_t room, uint32_t *ret_pages, uint64_t *ret_words,
+                                uint32_t *ret_n)
 {
     struct pool_map m;
     TRY(map_digests(ledger, pool, &m));
     uint32_t page = *cursor, n = 0;
     for (; page < m.pool->pages_used && looks > 0 && n < room; page++, looks--) {
         uint64_t word = m.digests[page];
-        bool taken = word & KVP_DIGEST_BIT;
-        if (!PAGE_SEALED(m.pages[page]) || taken != (ret_words != NULL) || (!taken && mark != 0 && word == mark))
+        bool taken = (word & KVP_DIGEST_BIT) != 0;
+        if (!PAGE_SEALED(m.pages[page]) || taken != (ret_words != NULL))
             continue;
         if (ret_words != NULL)
             ret_words[n] = word;

@@ -498,16 +498,16 @@ enum kvp_status kvp_page_cleaned(struct kvp_ledger *ledger, struct kvp_pool_id p
 #define KVP_DIGEST_BIT (1ull << 63) /* set in a digest, clear in a mark; a mark is not 0 */
 
 /**
- * Look for sealed pages with a digest, or without one and without this mark.
+ * Look for sealed pages with a digest, or without one.
  * @param cursor     in: where to start, 0 at first; out: where to go on, the pool's pages at the end
  * @param looks      at so many pages at most
  * @param room       of the outputs; it ends when they are full
  * @param ret_words  their digests; NULL: pages without one are looked for
  * @retval KVP_ENOENT  the pool is not there or keeps none
  */
-enum kvp_status kvp_digest_scan(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint64_t mark,
-                                uint32_t *cursor, uint32_t looks, uint32_t room, uint32_t *ret_pages,
-                                uint64_t *ret_words, uint32_t *ret_n);
+enum kvp_status kvp_digest_scan(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t *cursor,
+                                uint32_t looks, uint32_t room, uint32_t *ret_pages, uint64_t *ret_words,
+                                uint32_t *ret_n);
 /** A digest of these pages, sealed and without one, is being taken. @retval KVP_EINVAL  one is not so */
 enum kvp_status kvp_digest_begin(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t n, const uint32_t *pages,
                                  uint64_t mark);

@@ -57,6 +57,8 @@ enum cli_key {
     CLI_BLOCK_HASH,
     CLI_ZERO_ON_REUSE,
     CLI_TENANT,
+    CLI_PAGE_DIGESTS,
+    CLI_DIGESTS,
     CLI_INJECT_FAULT,
     CLI_EMBEDDED,
     CLI_BLOCKS,
@@ -93,6 +95,7 @@ struct cli_command {
     enum cli_session session;
     enum cli_key alone; /* with this option it needs no daemon; 0: there is none */
     bool hidden;
+    uint32_t call_ms; /* an answer takes that long at most; 0: the library's default */
     int (*run)(struct cli *cli);
 };
 

@@ -236,6 +236,7 @@ static int connect_and_run(struct cli *cli)
     if (!cli_number(cli, CLI_WAIT, 0, 0, 86400, &wait_s) || !choose_session(cli))
         return 2;
     options.connect_ms = (uint32_t)(wait_s * 1000);
+    options.call_ms = cli->command->call_ms;
     options.session = cli->command->session != CLI_SESSION_UNUSED ? cli_value(cli, CLI_SESSION) : NULL;
     status = kvp_connect(cli->endpoint, &options, &cli->client);
     if (status != KVP_OK) {

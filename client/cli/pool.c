@@ -86,6 +86,7 @@ static const struct argp_option create_options[] = {
      "Memory of cudaMalloc, shared by cudaIpcMemHandle_t; ends with its executor", 0},
     {"region-bytes", CLI_REGION_BYTES, "N", 0, "Room for regions behind the pages of each slab (0)", 0},
     {"linger-ms", CLI_LINGER_MS, "MS", 0, "How long a dead session's durable sequences wait for a claim (0)", 0},
+    {"page-digests", CLI_PAGE_DIGESTS, NULL, 0, "Keep a digest of each full page's bytes, for `audit --digests'", 0},
     {"policy", CLI_POLICY, "POLICY", 0, "Which cached page leaves first: adaptive (default) or lru", 0},
     {"block-hash", CLI_BLOCK_HASH, "HASH", 0, "Of blocks' tokens: keyed (default), or xxh3, for one user alone", 0},
     {"zero-on-reuse", CLI_ZERO_ON_REUSE, "HOW", 0, "Zero a page that comes to another user: on (default) or off", 0},
@@ -219,6 +220,7 @@ static bool make_spec(const struct cli *cli, struct made_spec *made)
     spec->max_sequence_tokens = (uint32_t)tokens;
     spec->legacy_ipc = cli_value(cli, CLI_LEGACY_IPC) != NULL;
     spec->linger_ms = (uint32_t)linger;
+    spec->page_digests = cli_value(cli, CLI_PAGE_DIGESTS) != NULL;
     spec->region_bytes = regions;
     return true;
 }
@@ -266,25 +268,25 @@ static json_t *info_json(const struct kvp_pool_info *info, const struct regions 
     for (uint32_t i = 0; i < spec->n_devices; i++)
         json_array_append_new(devices, json_string(spec->devices[i]));
     snprintf(digest, sizeof(digest), "%016" PRIx64 "%016" PRIx64, info->layout_digest[0], info->layout_digest[1]);
-    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
-                     "s:b, s:I, s:I, s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o}",
-                     "name", spec->name, "model", spec->model, "backend", info->cuda ? "cuda" : "host", "state",
-                     info->lost       ? "lost"
-                     : info->deleting ? "deleting"
-                                      : "live",
-                     "pages", (json_int_t)spec->layout.pages, "page_tokens", (json_int_t)spec->layout.page_tokens,
-                     "free_pages", (json_int_t)info->free_pages, "reserved_pages", (json_int_t)spec->reserved_pages,
-                     "order", word_of(orders, spec->layout.order), "placement",
-                     word_of(placements, spec->layout.placement), "joined", (int)spec->layout.joined, "page_bytes",
-                     (json_int_t)info->page_bytes, "slab_bytes", (json_int_t)info->slab_bytes, "max_sequences",
-                     (json_int_t)spec->max_sequences, "max_sequence_tokens", (json_int_t)spec->max_sequence_tokens,
-                     "sequences", (json_int_t)info->sequences, "retiring_sequences",
-                     (json_int_t)info->retiring_sequences, "quarantined_pages", (json_int_t)info->quarantined_pages,
-                     "attachments", (json_int_t)info->attachments, "legacy_ipc", (int)spec->legacy_ipc, "linger_ms",
-                     (json_int_t)spec->linger_ms, "region_bytes", (json_int_t)spec->region_bytes, "policy",
-                     word_of(policies, spec->policy), "block_hash", word_of(hashes, spec->block_hash), "zero_on_reuse",
-                     word_of(zeroing, spec->zero_on_reuse), "cache", cli_cache_json(&info->cache), "layout_digest",
-                     digest, "devices", devices, "planes", planes, "regions", regions_json(regions));
+    return json_pack(
+        "{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, "
+        "s:b, s:b, s:I, s:I, s:s, s:s, s:s, s:o, s:s, s:o, s:o, s:o}",
+        "name", spec->name, "model", spec->model, "backend", info->cuda ? "cuda" : "host", "state",
+        info->lost       ? "lost"
+        : info->deleting ? "deleting"
+                         : "live",
+        "pages", (json_int_t)spec->layout.pages, "page_tokens", (json_int_t)spec->layout.page_tokens, "free_pages",
+        (json_int_t)info->free_pages, "reserved_pages", (json_int_t)spec->reserved_pages, "order",
+        word_of(orders, spec->layout.order), "placement", word_of(placements, spec->layout.placement), "joined",
+        (int)spec->layout.joined, "page_bytes", (json_int_t)info->page_bytes, "slab_bytes",
+        (json_int_t)info->slab_bytes, "max_sequences", (json_int_t)spec->max_sequences, "max_sequence_tokens",
+        (json_int_t)spec->max_sequence_tokens, "sequences", (json_int_t)info->sequences, "retiring_sequences",
+        (json_int_t)info->retiring_sequences, "quarantined_pages", (json_int_t)info->quarantined_pages, "attachments",
+        (json_int_t)info->attachments, "legacy_ipc", (int)spec->legacy_ipc, "page_digests", (int)spec->page_digests,
+        "linger_ms", (json_int_t)spec->linger_ms, "region_bytes", (json_int_t)spec->region_bytes, "policy",
+        word_of(policies, spec->policy), "block_hash", word_of(hashes, spec->block_hash), "zero_on_reuse",
+        word_of(zeroing, spec->zero_on_reuse), "cache", cli_cache_json(&info->cache), "layout_digest", digest,
+        "devices", devices, "planes", planes, "regions", regions_json(regions));
 }
 
 static void print_info(const struct kvp_pool_info *info, const struct regions *regions)
@@ -477,7 +479,8 @@ static int run_region_delete(struct cli *cli)
 #define INFO_KEYS                                                                                                      \
     "name, model, backend, state, pages, page_tokens, free_pages, reserved_pages, order, placement, joined, "          \
     "page_bytes, slab_bytes, max_sequences, max_sequence_tokens, sequences, retiring_sequences, quarantined_pages, "   \
-    "attachments, legacy_ipc, linger_ms, region_bytes, policy, block_hash, zero_on_reuse, cache[published_pages, "     \
+    "attachments, legacy_ipc, page_digests, linger_ms, region_bytes, policy, block_hash, zero_on_reuse, "              \
+    "cache[published_pages, "                                                                                          \
     "cached_pages, dirty_pages, pins, lookup_blocks, hit_blocks, publishes, evictions, tenants[tenant, pages, "        \
     "cached_pages, quota_pages, guaranteed_pages]], layout_digest, devices[], planes[layer, component, heads, "        \
     "dim, dtype, offset, page_stride, token_stride, head_stride], regions[name, rank, offset, bytes, tenant, mapped]."

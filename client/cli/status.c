@@ -157,7 +157,22 @@ static int run_status(struct cli *cli)
 
 /* ---- audit ------------------------------------------------------------------------------------------------------- */
 
-static int run_audit(struct cli *cli)
+static void print_texts(const char *const *texts, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        printf("%s\n", texts[i]);
+}
+
+static json_t *texts_json(const char *const *texts, size_t n)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(list, json_string(texts[i]));
+    return list;
+}
+
+static int run_ledger_audit(struct cli *cli)
 {
     uint32_t count;
     size_t n_texts;
@@ -168,15 +183,10 @@ static int run_audit(struct cli *cli)
     if (status != KVP_OK)
         return cli_failed("audit", status);
     if (cli_json(cli)) {
-        json_t *list = json_array();
-
-        for (size_t i = 0; i < n_texts; i++)
-            json_array_append_new(list, json_string(texts[i]));
-        result = cli_print_json(
-            json_pack("{s:b, s:I, s:o}", "clean", count == 0, "count", (json_int_t)count, "violations", list));
+        result = cli_print_json(json_pack("{s:b, s:I, s:o}", "clean", count == 0, "count", (json_int_t)count,
+                                          "violations", texts_json((const char *const *)texts, n_texts)));
     } else {
-        for (size_t i = 0; i < n_texts; i++)
-            printf("%s\n", texts[i]);
+        print_texts((const char *const *)texts, n_texts);
         if (count == 0)
             printf("the ledger is clean\n");
         else
@@ -184,6 +194,50 @@ static int run_audit(struct cli *cli)
     }
     free(texts);
     return count != 0 ? 1 : result;
+}
+
+static json_t *page_audit_json(const struct kvp_page_audit *audit)
+{
+    json_t *damaged = json_array();
+
+    for (uint32_t i = 0; i < audit->n_damaged; i++)
+        json_array_append_new(damaged, json_pack("{s:s, s:I}", "pool", audit->damaged_pools[i], "page",
+                                                 (json_int_t)audit->damaged_pages[i]));
+    return json_pack("{s:b, s:I, s:o, s:I, s:I, s:I, s:o}", "clean", audit->violations == 0, "count",
+                     (json_int_t)audit->violations, "violations", texts_json(audit->texts, audit->n_texts),
+                     "pages_checked", (json_int_t)audit->pages_checked, "pages_without_digest",
+                     (json_int_t)audit->pages_without_digest, "pages_damaged", (json_int_t)audit->pages_damaged,
+                     "damaged", damaged);
+}
+
+static int run_page_audit(struct cli *cli)
+{
+    struct kvp_page_audit *audit;
+    enum kvp_status status = kvp_audit_pages(cli->client, &audit);
+    int result = 0;
+
+    if (status != KVP_OK)
+        return cli_failed("audit", status);
+    if (cli_json(cli)) {
+        result = cli_print_json(page_audit_json(audit));
+    } else {
+        print_texts(audit->texts, audit->n_texts);
+        if (audit->violations == 0)
+            printf("the ledger is clean\n");
+        else
+            printf("%u violations\n", audit->violations);
+        printf("%" PRIu64 " sealed pages compared, %" PRIu64 " damaged, %" PRIu64 " without a digest yet\n",
+               audit->pages_checked, audit->pages_damaged, audit->pages_without_digest);
+    }
+    if (audit->violations != 0)
+        result = 1;
+    free(audit);
+    return result;
+}
+
+static int run_audit(struct cli *cli)
+{
+    return cli_value(cli, CLI_DIGESTS) != NULL ? run_page_audit(cli) : run_ledger_audit(cli);
 }
 
 /* ---- quarantine release ------------------------------------------------------------------------------------------ */
@@ -216,6 +270,11 @@ static int run_release(struct cli *cli)
     return 0;
 }
 
+static const struct argp_option audit_options[] = {
+    {"digests", CLI_DIGESTS, NULL, 0,
+     "Compare the bytes of all sealed pages, of pools made with --page-digests, with what they were", 0},
+    {0}};
+
 const struct cli_command cli_status_commands[] = {
     {.words = "status",
      .arguments = "",
@@ -230,7 +289,10 @@ const struct cli_command cli_status_commands[] = {
     {.words = "audit",
      .arguments = "",
      .help = "Walk the whole ledger and name each violation; exits 0 when it is clean, else 1.",
-     .json = "clean, count, violations[].",
+     .json = "clean, count, violations[]; with --digests: pages_checked, pages_without_digest, pages_damaged, "
+             "damaged[pool, page].",
+     .options = audit_options,
+     .call_ms = 3600 * 1000,
      .run = run_audit},
     {.words = "quarantine release",
      .arguments = "POOL [SESSION_ID]",

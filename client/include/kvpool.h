@@ -194,6 +194,7 @@ struct kvp_pool_spec {
     uint32_t zero_on_reuse; /* enum kvp_zero_on_reuse */
     const struct kvp_tenant_share *tenants; /* [n_tenants], at most KVP_TENANTS_MAX; others have no bounds */
     uint32_t n_tenants;
+    bool page_digests; /* a digest of each sealed page's bytes is kept: see kvp_audit_pages */
 };
 
 /* The prefix cache of a pool; totals count from its making. */
@@ -989,6 +990,23 @@ KVP_API void kvp_stats_free(struct kvp_stats *stats);
  */
 KVP_API enum kvp_status kvp_audit(struct kvp_client *client, uint32_t *ret_count, char ***ret_texts,
                                   size_t *ret_n_texts);
+
+/* What an audit of the ledger and of pages' bytes found. One block of memory, to be freed by free(). */
+struct kvp_page_audit {
+    uint32_t violations;          /* of the ledger, and damaged pages */
+    uint64_t pages_checked;       /* sealed ones of pools with page_digests, whose bytes were compared */
+    uint64_t pages_without_digest; /* sealed ones whose digest is not taken yet: a moment later it is */
+    uint64_t pages_damaged;       /* of those checked: their bytes are not those that were sealed */
+    uint32_t n_texts, n_damaged;
+    const char **texts;          /* [n_texts] the first violations */
+    const char **damaged_pools;  /* [n_damaged] the first 1024: pool … */
+    const uint32_t *damaged_pages; /* … and page */
+};
+/**
+ * kvp_audit, and compare the bytes of all sealed pages with what they were when they were sealed, in pools that keep
+ * digests. Executors read them, beside others' work: as fast as memory is, so set kvp_connect_options.call_ms to it.
+ */
+KVP_API enum kvp_status kvp_audit_pages(struct kvp_client *client, struct kvp_page_audit **ret_audit);
 
 /**
  * Give back the pages of dead sessions whose GPU work nobody can prove to be over: an operator's word that it is.

@@ -232,6 +232,64 @@ enum kvp_status kvp_audit(struct kvp_client *client, uint32_t *ret_count, char *
     return status;
 }
 
+static size_t page_audit_bytes(const Kvpool__V1__AuditReply *from)
+{
+    size_t bytes = sizeof(struct kvp_page_audit) + (from->n_violations + from->n_damaged_pools) * sizeof(char *) +
+                   from->n_damaged_pages * sizeof(uint32_t);
+
+    for (size_t i = 0; i < from->n_violations; i++)
+        bytes += strlen(from->violations[i]) + 1;
+    for (size_t i = 0; i < from->n_damaged_pools; i++)
+        bytes += strlen(from->damaged_pools[i]) + 1;
+    return bytes;
+}
+
+static enum kvp_status page_audit_from(const Kvpool__V1__AuditReply *from, struct kvp_page_audit **ret_audit)
+{
+    struct kvp_page_audit *audit;
+    uint32_t *pages;
+    char *at;
+
+    if (from->clean != (from->count == 0) || from->n_damaged_pools != from->n_damaged_pages)
+        return kvp_fail(KVP_EPROTO, "the audit's reply contradicts itself");
+    audit = calloc(1, page_audit_bytes(from));
+    if (audit == NULL)
+        return kvp_fail(KVP_ENOMEM, "no memory for an audit's findings");
+    audit->texts = (const char **)(audit + 1);
+    audit->damaged_pools = audit->texts + from->n_violations;
+    pages = (uint32_t *)(audit->damaged_pools + from->n_damaged_pools);
+    audit->damaged_pages = pages;
+    at = (char *)(pages + from->n_damaged_pages);
+    audit->violations = from->count;
+    audit->pages_checked = from->pages_checked;
+    audit->pages_without_digest = from->pages_without_digest;
+    audit->pages_damaged = from->pages_damaged;
+    audit->n_texts = (uint32_t)from->n_violations;
+    audit->n_damaged = (uint32_t)from->n_damaged_pages;
+    for (size_t i = 0; i < from->n_violations; i++)
+        audit->texts[i] = put_string(&at, from->violations[i]);
+    for (size_t i = 0; i < from->n_damaged_pools; i++)
+        audit->damaged_pools[i] = put_string(&at, from->damaged_pools[i]);
+    if (from->n_damaged_pages > 0)
+        memcpy(pages, from->damaged_pages, from->n_damaged_pages * sizeof(*pages));
+    *ret_audit = audit;
+    return KVP_OK;
+}
+
+enum kvp_status kvp_audit_pages(struct kvp_client *client, struct kvp_page_audit **ret_audit)
+{
+    Kvpool__V1__AuditRequest request = KVPOOL__V1__AUDIT_REQUEST__INIT;
+    enum kvp_status status;
+    struct kvp_rpc rpc;
+
+    request.digests = true;
+    status = kvp_rpc_call(client, NULL, KVPOOL__V1__METHOD__METHOD_AUDIT, &request.base, NULL, 0, &rpc);
+    if (status == KVP_OK)
+        status = page_audit_from((const Kvpool__V1__AuditReply *)rpc.reply, ret_audit);
+    kvp_rpc_release(&rpc);
+    return status;
+}
+
 enum kvp_status kvp_release_quarantine(struct kvp_client *client, const char *pool, uint64_t session_id,
                                        uint64_t *ret_pages)
 {

@@ -118,6 +118,7 @@ static void fill_spec(const Kvpool__V1__PoolSpec *from, struct block *block, str
         .legacy_ipc = from->memory == KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC,
         .region_bytes = from->region_bytes,
         .linger_ms = from->linger_ms,
+        .page_digests = from->page_digests,
         .policy = (uint32_t)from->policy,
         .block_hash = (uint32_t)from->block_hash,
         .zero_on_reuse = (uint32_t)from->zero_on_reuse,
@@ -292,6 +293,7 @@ enum kvp_status kvp_pool_create(struct kvp_client *client, const struct kvp_pool
     to.memory = spec->legacy_ipc ? KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC : KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT;
     to.region_bytes = spec->region_bytes;
     to.linger_ms = spec->linger_ms;
+    to.page_digests = spec->page_digests;
     request.spec = &to;
     status = kvp_rpc_call(client, NULL, KVPOOL__V1__METHOD__METHOD_CREATE_POOL, &request.base, NULL, 0, &rpc);
     if (status == KVP_OK && ret_info != NULL)

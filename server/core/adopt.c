@@ -31,6 +31,7 @@ static bool same_shape(const struct kvp_core *core, const struct kvp_pool_view *
     const uint64_t *digest = core->pools[view->id.slot].digest;
     return strcmp(spec->name, view->name) == 0 && spec->page_tokens == geometry->page_tokens &&
            spec->reserved_pages == geometry->reserved_pages && core_row_pages(spec) == geometry->row_pages &&
+           spec->page_digests == (geometry->page_digests != 0) &&
            digest[0] == view->layout_digest[0] && digest[1] == view->layout_digest[1];
 }
 

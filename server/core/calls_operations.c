@@ -118,25 +118,77 @@ enum kvp_status call_get_stats(struct kvp_core *core, struct turn *turn)
 
 /* ---- Audit ------------------------------------------------------------------------------------------------------- */
 
-/* Of the ledger as it is now, or a little later; the loop goes on meanwhile. */
+/* What a reply points to, while it is sent. */
+struct audit_texts {
+    char *violations[KVP_VIOLATIONS_SHOWN];
+    char damage[KVP_VIOLATIONS_SHOWN][KVP_NAME_BYTES_MAX + 64];
+    char *pools[DIGEST_DAMAGED_MAX];
+    uint32_t pages[DIGEST_DAMAGED_MAX];
+};
+
+static const char *name_of(const struct kvp_core *core, struct kvp_pool_id id)
+{
+    const struct pool_state *pool = &core->pools[id.slot];
+    return pool->id.generation == id.generation ? pool->spec->name : ""; /* it was deleted since */
+}
+
+static void tell_damage(struct kvp_core *core, struct audit_texts *texts, Kvpool__V1__AuditReply *reply)
+{
+    const struct digest_check *check = &core->digests.check;
+    size_t shown = check->damaged < DIGEST_DAMAGED_MAX ? check->damaged : DIGEST_DAMAGED_MAX;
+    reply->pages_checked = check->checked;
+    reply->pages_without_digest = check->missing;
+    reply->pages_damaged = check->damaged;
+    reply->n_damaged_pools = reply->n_damaged_pages = shown;
+    reply->damaged_pools = texts->pools;
+    reply->damaged_pages = texts->pages;
+    for (size_t i = 0; i < shown; i++) {
+        texts->pools[i] = (char *)name_of(core, check->pages[i].pool);
+        texts->pages[i] = check->pages[i].page;
+        if (reply->n_violations == KVP_VIOLATIONS_SHOWN)
+            continue;
+        char *text = texts->damage[reply->n_violations];
+        snprintf(text, sizeof(texts->damage[0]), "pool %s page %u: its bytes are not those that were sealed",
+                 texts->pools[i], texts->pages[i]);
+        texts->violations[reply->n_violations++] = text;
+    }
+}
+
+/* Of the ledger, and the pages' bytes, as they are now or a little later; the loop goes on meanwhile. */
 enum kvp_status call_audit(struct kvp_core *core, struct turn *turn)
 {
+    const Kvpool__V1__AuditRequest *request = (const Kvpool__V1__AuditRequest *)turn->body;
     Kvpool__V1__AuditReply reply = KVPOOL__V1__AUDIT_REPLY__INIT;
     const struct kvp_audit_report *report = &core->audit.report;
-    char *texts[KVP_VIOLATIONS_SHOWN];
     struct op *op;
     TRY(core_op(core, turn, &op));
-    if (op->stage++ == 0)
+    if (op->stage == 0 && request->digests) {
+        op->stage = 1;
+        return core_wait(core, turn, WAIT_DIGESTS, core_digests_ask(core));
+    }
+    if (op->stage == 1 && core->digests.check.status != KVP_OK)
+        return core_refuse(core, core->digests.check.status, "digests: %s", core->digests.check.text);
+    if (op->stage < 2) {
+        op->stage = 2;
         return core_wait(core, turn, WAIT_AUDIT, core_audit_ask(core));
+    }
     if (report->status != KVP_OK)
         return core_refuse(core, report->status, "no memory for an audit: a copy of %zu bytes of the ledger",
                            kvp_snapshot_bytes(core->ledger));
+    struct audit_texts *texts = core_alloc(core, 1, sizeof(*texts));
+    if (texts == NULL)
+        return core_refuse(core, KVP_ENOMEM, "no memory for the reply");
     for (unsigned i = 0; i < report->n_texts; i++)
-        texts[i] = (char *)report->texts[i];
-    reply.clean = report->violations == 0;
-    reply.count = report->violations > UINT32_MAX ? UINT32_MAX : (uint32_t)report->violations;
+        texts->violations[i] = (char *)report->texts[i];
     reply.n_violations = report->n_texts;
-    reply.violations = texts;
+    reply.violations = texts->violations;
+    uint64_t count = report->violations;
+    if (request->digests) {
+        tell_damage(core, texts, &reply);
+        count += reply.pages_damaged;
+    }
+    reply.clean = count == 0;
+    reply.count = count > UINT32_MAX ? UINT32_MAX : (uint32_t)count;
     return core_answer(core, turn, &reply.base, NULL, 0);
 }
 

@@ -248,6 +248,7 @@ static enum kvp_status finish_pool(struct kvp_core *core, struct turn *turn)
         .reserved_pages = spec->reserved_pages,
         .max_sequences = spec->max_sequences,
         .row_pages = core_row_pages(spec),
+        .page_digests = spec->page_digests,
     };
     uint64_t offset, bytes;
     enum kvp_status status = kvp_pool_extent(core->ledger, &geometry, &offset, &bytes);

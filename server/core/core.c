@@ -45,6 +45,8 @@ void core_settle(struct kvp_core *core)
         core_jobs_pump(core);
         core_ops_run(core);
     }
+    while (core_digests_settle(core))
+        core_ops_run(core);
     core_audit_settle(core);
     if (core->due_ms != core->told_ms) {
         core->told_ms = core->due_ms;
@@ -96,6 +98,7 @@ enum kvp_status kvp_core_create(const struct kvp_core_config *config, const stru
     core->ctx = ctx;
     core->ledger = ledger;
     core->now_ms = core->started_ms = core->audit.began_ms = core->audit.over_ms = now_ms;
+    core->digests.seals = UINT64_MAX; /* there may be sealed pages that an earlier daemon did not get to */
     core->due_ms = core->told_ms = NEVER;
     core->lease_check_ms = NEVER;
     core->host = strcmp(config->backend, "host") == 0;
@@ -151,6 +154,7 @@ void kvp_core_tick(struct kvp_core *core, uint64_t now_ms)
                 core_pool_tick(core, &core->pools[i]);
         }
         core_audit_tick(core);
+        core_digests_tick(core);
     }
     core_ops_tick(core);
     core_settle(core);

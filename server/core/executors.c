@@ -147,6 +147,7 @@ void kvp_core_exec_gone(struct kvp_core *core, uint32_t slot)
         lose_pools(core, slot);
     core_ops_executor_gone(core, slot, "the executor ended before it answered");
     core_jobs_executor_gone(core, slot);
+    core_digests_executor_gone(core, slot);
     core_wake(core, WAIT_EXECUTOR, slot);
     core_settle(core);
 }
@@ -297,6 +298,9 @@ void kvp_core_exec_reply(struct kvp_core *core, uint32_t executor, enum kvp_stat
         break;
     case TAG_LISTING:
         listed(core, executor, low, status, message);
+        break;
+    case TAG_DIGEST:
+        core_digests_reply(core, executor, low, status, message, error_text(status, message));
         break;
     case TAG_RECALL:
         recalled(core, low, status, message);

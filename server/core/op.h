@@ -24,6 +24,7 @@ enum wait_for {
     WAIT_RECLAIM,  /* key: pool slot; a slice of reclaim is done */
     WAIT_ADOPT,    /* key: 0; an earlier daemon's ledger is served */
     WAIT_AUDIT,    /* key: number; that audit is over */
+    WAIT_DIGESTS,  /* key: number; that check of all digests is over */
 };
 
 /* A thing that an op asked for. */

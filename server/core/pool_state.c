@@ -46,6 +46,8 @@ enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvp
     pool->pin_until_ms = pin_until_ms;
     pool->pins_check_ms = NEVER;
     pool->n_slabs = (uint32_t)take_spec->n_devices;
+    if (take_spec->page_digests)
+        core->digests.pools |= 1ull << id.slot;
     return KVP_OK;
 }
 
@@ -63,6 +65,9 @@ void core_pool_unload(struct kvp_core *core, uint32_t slot)
     free(pool->stand_in_table);
     free(pool->stand_in_timelines);
     memset(pool, 0, sizeof(*pool));
+    core->digests.pools &= ~(1ull << slot);
+    core->digests.wanted &= ~(1ull << slot);
+    core->digests.pass &= ~(1ull << slot);
 }
 
 enum kvp_status core_pool_by_name(struct kvp_core *core, const char *name, struct pool_state **ret_pool)

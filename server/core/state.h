@@ -108,6 +108,8 @@ struct pool_state {
     uint64_t pins_check_ms;      /* no pin's lease ends before */
     uint32_t *pending; /* [max_sequences] slots of transfers under way; stale entries are dropped when met */
     uint32_t n_pending;
+    uint64_t digests_began_ms, digests_next_ms; /* the pass under way; the next one's time */
+    uint32_t digests_cursor;
 };
 
 enum executor_state {
@@ -179,6 +181,46 @@ struct audit_state {
     struct kvp_audit_report report; /* of the last one */
 };
 
+enum digest_work { DIGEST_NONE = 0, DIGEST_TAKE, DIGEST_CHECK };
+#define DIGEST_BATCH_MAX   256u
+#define DIGEST_DAMAGED_MAX 1024u /* pages that are told */
+
+/* Pages whose bytes executors read; see digests.c. */
+struct digest_batch {
+    enum digest_work work;
+    struct kvp_pool_id pool;
+    uint32_t serial;             /* of the last one; never 0 */
+    uint32_t left;               /* ranks that have not answered, a bit each */
+    uint32_t sent[KVP_GPUS_MAX]; /* the start of the executor that was asked; 0: it was not */
+    uint32_t attempts;
+    uint32_t n;
+    uint32_t pages[DIGEST_BATCH_MAX];
+    uint64_t words[DIGEST_BATCH_MAX]; /* DIGEST_CHECK: what was kept */
+    uint64_t sums[DIGEST_BATCH_MAX];  /* of the ranks' digests */
+};
+
+struct damaged_page {
+    struct kvp_pool_id pool;
+    uint32_t page;
+};
+
+struct digest_check {
+    bool active;
+    uint64_t wanted, begun, done; /* numbers, from 1 */
+    uint32_t slot, cursor;        /* pool and page at hand */
+    enum kvp_status status;       /* of the last one; with its text */
+    char text[256];
+    uint64_t checked, missing, damaged;
+    struct damaged_page pages[DIGEST_DAMAGED_MAX]; /* the first that are damaged */
+};
+
+struct digests {
+    uint64_t pools, wanted, pass; /* a bit a pool: keeps digests; a pass is to be made; one is under way */
+    uint64_t seals;               /* of the ledger, as seen last */
+    struct digest_batch batch;
+    struct digest_check check;
+};
+
 enum adopt_state { ADOPT_DONE = 0, ADOPT_MEETING, ADOPT_ASKING }; /* adopt.c */
 
 struct op;
@@ -198,6 +240,7 @@ struct kvp_core {
     bool draining;
     enum adopt_state adopting;
     struct audit_state audit;
+    struct digests digests;
     bool announced; /* the first tick came: the shell has said what was kept */
     struct kvp_core_counts counts;
     bool opened;                      /* the doors are open */
@@ -268,6 +311,18 @@ void core_audit_tick(struct kvp_core *core);
 /* The end of every event: when is the next audit due? */
 void core_audit_settle(struct kvp_core *core);
 void core_audit_end(struct kvp_core *core);
+
+/* ---- digests.c: what pages' bytes were, and are ------------------------------------------------------------------- */
+
+/* The number of the next check of all digests that begins; it will be made. Ops wait for it by WAIT_DIGESTS. */
+uint64_t core_digests_ask(struct kvp_core *core);
+void core_digests_tick(struct kvp_core *core);
+/* The end of every event: ask what executors came up, and say when the next slice is due. @return whether a check ended
+ * by that */
+bool core_digests_settle(struct kvp_core *core);
+void core_digests_reply(struct kvp_core *core, uint32_t executor, uint64_t low, enum kvp_status status,
+                        const struct kvp_message *message, const char *text);
+void core_digests_executor_gone(struct kvp_core *core, uint32_t executor);
 
 /* ---- adopt.c: a ledger that an earlier daemon left --------------------------------------------------------------- */
 
@@ -392,6 +447,7 @@ enum exec_tag {
     TAG_LISTING, /* number */
     TAG_RECALL,  /* pool slot, rank: the handle of a slab that it holds */
     TAG_FORGET,  /* no answer is of interest */
+    TAG_DIGEST,  /* epoch << 40 | serial << 8 | rank: an earlier daemon's batch may be answered to this one */
 };
 #define EXEC_TAG(kind, low) ((uint64_t)(kind) << 56 | ((uint64_t)(low)&0xffffffffffffffull))
 #define EXEC_TAG_KIND(tag)  ((enum exec_tag)((tag) >> 56))

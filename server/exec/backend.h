@@ -90,6 +90,10 @@ struct kvp_exec_work {
     const int64_t *slots; /* [nnz] page · page_tokens + offset */
     struct kvp_exec_source source;
     const struct kvp_exec_index *index; /* NULL: none */
+    /* pages whose digests are wanted */
+    uint32_t n_digests;
+    const int32_t *digest_pages; /* [n_digests] */
+    struct kvp_digest *digests;  /* [n_digests] written when it is done */
     /* stored when all of it is done, by the device itself where it can; NULL: none */
     struct kvp_timeline *done;
     uint64_t done_value;

@@ -490,6 +490,41 @@ done:
     return status;
 }
 
+/* Page ids go up in one half; the digests come back by the other, and are there when the stream has ended. */
+static enum kvp_status run_digests(struct kvp_exec_worker *worker, const struct kvp_exec_work *work,
+                                   struct kvp_exec_error *reterr)
+{
+    struct half *in = &worker->halves[0], *out = &worker->halves[1];
+    uint64_t ids_bytes = work->n_digests * sizeof(*work->digest_pages);
+    uint64_t bytes = work->n_digests * sizeof(*work->digests);
+    struct kvp_page_digest_args args = {.planes = worker->planes,
+                                        .n_planes = work->spec->n_planes,
+                                        .pages = work->spec->pages,
+                                        .page_tokens = work->spec->page_tokens,
+                                        .n = work->n_digests};
+    enum kvp_status status;
+
+    if (work->n_digests == 0)
+        return KVP_OK;
+    KVP_CUDA_CALL(done, cuEventSynchronize, in->passed);
+    KVP_CUDA_CALL(done, cuEventSynchronize, out->passed);
+    status = half_need(in, ids_bytes, reterr);
+    if (status == KVP_OK)
+        status = half_need(out, bytes, reterr);
+    if (status != KVP_OK)
+        return status;
+    memcpy(in->host, work->digest_pages, ids_bytes);
+    args.page_ids = (const int32_t *)in->device;
+    args.ret_digests = (struct kvp_digest *)out->device;
+    status = upload(worker, in, ids_bytes, reterr);
+    if (status == KVP_OK)
+        status = launched(kvp_cuda_page_digest(&args, worker->stream), "page digest", reterr);
+    if (status == KVP_OK)
+        KVP_CUDA_CALL(done, cuMemcpyDtoHAsync, out->host, out->device, bytes, worker->stream);
+done:
+    return status;
+}
+
 /* ---- all of it --------------------------------------------------------------------------------------------------- */
 
 /* The stream stores the completion value where it can reach it. @param ret_stored it will */
@@ -536,11 +571,15 @@ static enum kvp_status cuda_run(struct kvp_exec_worker *worker, const struct kvp
     if (status == KVP_OK && work->index != NULL)
         status = run_index(worker, work, reterr);
     if (status == KVP_OK)
+        status = run_digests(worker, work, reterr);
+    if (status == KVP_OK)
         status = store_done(worker, work, &stored, reterr);
     if (status != KVP_OK)
         goto failed;
     KVP_CUDA_CALL(failed, cuEventRecord, worker->ended, worker->stream);
     KVP_CUDA_CALL(failed, cuEventSynchronize, worker->ended);
+    if (work->n_digests > 0)
+        memcpy(work->digests, worker->halves[1].host, work->n_digests * sizeof(*work->digests));
     if (!stored && work->done != NULL && __atomic_load_n(&work->done->value, __ATOMIC_RELAXED) < work->done_value)
         __atomic_store_n(&work->done->value, work->done_value, __ATOMIC_RELEASE);
     return KVP_OK;

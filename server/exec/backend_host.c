@@ -167,6 +167,19 @@ static enum kvp_status run_append(const struct kvp_exec_work *work, struct views
     return kvp_host_append(&args, 0);
 }
 
+static enum kvp_status run_digests(const struct kvp_exec_work *work, const struct views *views)
+{
+    struct kvp_page_digest_args args = {.planes = views->planes,
+                                        .n_planes = work->spec->n_planes,
+                                        .pages = work->spec->pages,
+                                        .page_tokens = work->spec->page_tokens,
+                                        .n = work->n_digests,
+                                        .page_ids = work->digest_pages,
+                                        .ret_digests = work->digests};
+
+    return work->n_digests > 0 ? kvp_host_page_digest(&args, 0) : KVP_OK;
+}
+
 static void *output(const struct kvp_exec_index *index, unsigned k)
 {
     return (index->wanted & 1u << k) != 0 ? index->target->host + index->offsets[k] : NULL;
@@ -214,6 +227,8 @@ static enum kvp_status host_run(struct kvp_exec_worker *worker, const struct kvp
         status = run_append(work, &views);
     if (status == KVP_OK && work->index != NULL)
         status = run_index(work);
+    if (status == KVP_OK)
+        status = run_digests(work, &views);
     if (status != KVP_OK)
         return kvp_exec_fail(reterr, status, "a kernel on the host failed: %s", kvp_status_text(status));
     if (work->done != NULL && __atomic_load_n(&work->done->value, __ATOMIC_RELAXED) < work->done_value)

@@ -35,6 +35,7 @@ struct kvp_exec_job {
     int64_t *slots;
     uint64_t *strides; /* offsets, token strides, head strides: [3][planes] */
     int32_t *rows;     /* kv_indptr, last_page_len, tokens, kv_indices */
+    struct kvp_digest *digests;
 };
 
 static const Kvpool__V1__ExecJobRequest *request_of(const struct kvp_exec_job *job)
@@ -168,6 +169,28 @@ static enum kvp_status prepare_zeros(struct kvp_exec_job *job, struct kvp_exec_e
                                  r->zero_pages[i], job->work.spec->pages);
     job->work.n_zero = (uint32_t)r->n_zero_pages;
     job->work.zero_pages = (const int32_t *)r->zero_pages;
+    return KVP_OK;
+}
+
+/* ---- digests ----------------------------------------------------------------------------------------------------- */
+
+static enum kvp_status prepare_digests(struct kvp_exec_job *job, struct kvp_exec_error *reterr)
+{
+    const Kvpool__V1__ExecJobRequest *r = request_of(job);
+
+    if (r->n_digest_pages == 0 || r->n_digest_pages > KVP_BATCH_MAX)
+        return kvp_exec_fail(reterr, KVP_EINVAL, "digests of %zu pages: 1 to %d of them", r->n_digest_pages,
+                             KVP_BATCH_MAX);
+    for (size_t i = 0; i < r->n_digest_pages; i++)
+        if (r->digest_pages[i] >= job->work.spec->pages)
+            return kvp_exec_fail(reterr, KVP_EINVAL, "the digest of page %" PRIu32 ": the pool has %" PRIu32,
+                                 r->digest_pages[i], job->work.spec->pages);
+    job->digests = calloc(r->n_digest_pages, sizeof(*job->digests));
+    if (job->digests == NULL)
+        return kvp_exec_fail(reterr, KVP_ENOMEM, "no memory for %zu digests", r->n_digest_pages);
+    job->work.n_digests = (uint32_t)r->n_digest_pages;
+    job->work.digest_pages = (const int32_t *)r->digest_pages;
+    job->work.digests = job->digests;
     return KVP_OK;
 }
 
@@ -398,6 +421,8 @@ static enum kvp_status prepare(struct kvp_exec *exec, struct kvp_exec_job *job, 
         status = prepare_copies(job, reterr);
     if (status != KVP_OK || r->kind == KVPOOL__V1__JOB_KIND__JOB_COPY || r->kind == KVPOOL__V1__JOB_KIND__JOB_ZERO)
         return status;
+    if (r->kind == KVPOOL__V1__JOB_KIND__JOB_DIGEST)
+        return prepare_digests(job, reterr);
     if (r->kind == KVPOOL__V1__JOB_KIND__JOB_INDEX)
         return prepare_index(exec, job, nnz, reterr);
     if (r->kind != KVPOOL__V1__JOB_KIND__JOB_APPEND)
@@ -421,6 +446,7 @@ static void job_free(struct kvp_exec *exec, struct kvp_exec_job *job)
     free(job->slots);
     free(job->strides);
     free(job->rows);
+    free(job->digests);
     if (job->request != NULL)
         kvp_exec_request_free(job->request);
     free(job);
@@ -435,6 +461,20 @@ static void answer(struct kvp_exec *exec, uint64_t tag, uint64_t job, enum kvp_s
         kvp_exec_reply(exec, KVPOOL__V1__METHOD__METHOD_EXEC_JOB, tag, &reply.base, -1);
     else
         kvp_exec_refuse(exec, KVPOOL__V1__METHOD__METHOD_EXEC_JOB, tag, status, text);
+}
+
+/* The answer to a job that was done; one that is remembered has no digests. */
+static void answer_done(struct kvp_exec *exec, const struct kvp_exec_job *job)
+{
+    Kvpool__V1__ExecJobReply reply = KVPOOL__V1__EXEC_JOB_REPLY__INIT;
+    uint64_t digests[KVP_BATCH_MAX];
+
+    for (uint32_t i = 0; i < job->work.n_digests; i++)
+        digests[i] = job->digests[i].word[0];
+    reply.job = job->job;
+    reply.n_digests = job->work.n_digests;
+    reply.digests = digests;
+    kvp_exec_reply(exec, KVPOOL__V1__METHOD__METHOD_EXEC_JOB, job->tag, &reply.base, -1);
 }
 
 static enum kvp_status job_run(struct kvp_exec_task *task, struct kvp_exec_worker *worker,
@@ -467,7 +507,10 @@ static void job_ended(struct kvp_exec *exec, struct kvp_exec_work_item *item)
         outcome->status = item->task.status;
         snprintf(outcome->text, sizeof(outcome->text), "%.*s", (int)sizeof(outcome->text) - 1, item->task.error.text);
     }
-    answer(exec, job->tag, job->job, item->task.status, item->task.error.text);
+    if (item->task.status == KVP_OK)
+        answer_done(exec, job);
+    else
+        answer(exec, job->tag, job->job, item->task.status, item->task.error.text);
     job_free(exec, job);
 }
 

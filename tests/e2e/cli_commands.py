@@ -102,6 +102,22 @@ class Status(cli_house.Case):
         self.assertEqual((status["backend"], status["epoch"], len(status["instance"])), ("host", 1, 32))
         self.assertIn("host backend", self.run_cli("status").stdout)
 
+    def test_audit_with_digests_compares_the_pages_of_pools_that_keep_them(self):
+        self.assertTrue(self.json_of("pool", "create", "kept", *SMALL, "--page-digests")["page_digests"])
+        self.assertFalse(self.json_of("pool", "create", "plain", *SMALL)["page_digests"])
+        token = self.run_cli("session", "open").stdout.strip()
+        for pool in ("kept", "plain"):
+            seq = self.run_cli("--session", token, "seq", "open", pool, "1").stdout.strip()
+            self.run_cli("--session", token, "seq", "append", pool, seq, "--tokens", "40")
+        audit = self.json_of("audit", "--digests")
+        while audit["pages_without_digest"] != 0:  # they are taken behind the calls
+            audit = self.json_of("audit", "--digests")
+        self.assertEqual(audit, {"clean": True, "count": 0, "violations": [], "pages_checked": 2,
+                                 "pages_without_digest": 0, "pages_damaged": 0, "damaged": []})
+        self.assertEqual(self.run_cli("audit", "--digests").stdout,
+                         "the ledger is clean\n2 sealed pages compared, 0 damaged, 0 without a digest yet\n")
+        self.run_cli("session", "close", token)
+
     def test_audit_of_a_clean_ledger_exits_0(self):
         self.assertEqual(self.run_cli("audit").stdout, "the ledger is clean\n")
         self.assert_clean()

@@ -42,7 +42,7 @@ struct trial {
     struct kvp_client *client;
     unsigned at[5];
     double *pauses_ms;
-    unsigned long long lost, repeated;
+    unsigned long long lost, repeated, damaged, compared;
     unsigned restarts;
 };
 
@@ -344,6 +344,24 @@ static void judge(struct trial *t)
         fail("detach");
 }
 
+/* The bytes of all sealed pages, against what they were when they were sealed: once their digests are taken. */
+static void compare_pages(struct trial *t)
+{
+    struct kvp_page_audit *audit;
+    double until = now_ms() + 20000;
+    uint64_t missing;
+
+    do {
+        if (kvp_audit_pages(t->client, &audit) != KVP_OK)
+            fail("audit of pages");
+        missing = audit->pages_without_digest;
+        t->compared = audit->pages_checked;
+        t->damaged = audit->pages_damaged;
+        free(audit);
+    } while (missing != 0 && now_ms() < until);
+    t->damaged += missing;
+}
+
 /* ---- the end ----------------------------------------------------------------------------------------------------- */
 
 static int by_value(const void *a, const void *b)
@@ -387,14 +405,15 @@ static int report(struct trial *t, long leaked, uint32_t violations)
     p99 = t->done > 0 ? t->pauses_ms[t->done * 99 / 100] : 0;
     if (!t->json)
         printf("%u kills of the daemon, %llu calls, %llu tokens written, %llu verified; pause p50 %.1f ms, p99 %.1f ms, "
-               "most %.1f ms; audit: %u violations\n",
-               t->done, calls, tokens, verified, p50, p99, t->done > 0 ? t->pauses_ms[t->done - 1] : 0, violations);
+               "most %.1f ms; audit: %u violations; %llu sealed pages compared with their digests, %llu wrong\n",
+               t->done, calls, tokens, verified, p50, p99, t->done > 0 ? t->pauses_ms[t->done - 1] : 0, violations,
+               t->compared, t->damaged);
     printf("{\"kills\": %u, \"kills_at\": {\"after_peek\": %u, \"after_commit\": %u, \"before_reply\": %u, "
            "\"after_reply\": %u}, \"lost_calls\": %llu, \"repeated_calls\": %llu, \"corrupt_bytes\": %llu, "
            "\"leaked_pages\": %ld, \"worker_restarts\": %u, \"pause_p50_ms\": %.2f, \"pause_p99_ms\": %.2f}\n",
            t->done, t->at[1], t->at[2], t->at[3], t->at[4], t->lost, t->repeated, corrupt, leaked, t->restarts, p50,
            p99);
-    return t->lost + t->repeated + corrupt + t->restarts + violations == 0 && leaked == 0 && tokens > 0 ? 0 : 1;
+    return t->lost + t->repeated + corrupt + t->damaged + t->restarts + violations == 0 && leaked == 0 && tokens > 0 ? 0 : 1;
 }
 
 static void parse(struct trial *t, int argc, char **argv)
@@ -464,6 +483,7 @@ int main(int argc, char **argv)
     wait_for(t, true);
     if (t->restarts == 0)
         judge(t);
+    compare_pages(t);
     atomic_store(&t->shared->stop, 2);
     for (unsigned i = 0; i < FAULT_WORKERS; i++) {
         if (t->workers[i] > 0 && (waitpid(t->workers[i], &status, 0) != t->workers[i] || status != 0))

@@ -62,7 +62,8 @@ static void fill_row(uint64_t stamp, unsigned plane, unsigned char *ret_row)
 void fault_make_pool(struct kvp_client *client)
 {
     struct kvp_plane_spec planes[FAULT_PLANES];
-    struct kvp_pool_spec spec = {.name = FAULT_POOL, .max_sequences = 1024, .max_sequence_tokens = FAULT_LENGTH_MAX};
+    struct kvp_pool_spec spec = {.name = FAULT_POOL, .max_sequences = 1024, .max_sequence_tokens = FAULT_LENGTH_MAX,
+                                 .page_digests = true};
     enum kvp_status status;
 
     for (unsigned p = 0; p < FAULT_PLANES; p++)

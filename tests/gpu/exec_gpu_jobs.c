@@ -32,6 +32,22 @@ START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout_by_bot
 }
 END_TEST
 
+START_TEST(digests_by_the_gpus_kernel_equal_the_hosts_in_every_layout_by_both_handles)
+{
+    uint64_t job = 0;
+
+    make_all();
+    for (unsigned i = 0; i < LAYOUTS; i++) {
+        exec_pool_check_digests(&pools[i], &peer, "as it was made");
+        make_batch(&batches[i], &pools[i], ++job, 4, 1);
+        ck_assert_int_eq(do_job(&batches[i].job), KVP_OK);
+        exec_batch_want(&batches[i], &pools[i], batches[i].bytes);
+        exec_pool_check_digests(&pools[i], &peer, name_of(i));
+    }
+    free_all();
+}
+END_TEST
+
 enum buffer_kind { BY_MEMFD, BY_FD, BY_HANDLE, BUFFER_KINDS };
 
 /* One append from a buffer: rows with gaps, at an odd place in what is shared. */
@@ -332,6 +348,7 @@ void exec_gpu_jobs(exec_gpu_add *add)
 {
     ADD(append_inline_gives_the_bytes_of_the_reference_in_every_layout_by_both_handles, 1);
     ADD(append_takes_strided_slices_of_buffers_of_every_kind, 1);
+    ADD(digests_by_the_gpus_kernel_equal_the_hosts_in_every_layout_by_both_handles, 1);
     ADD(append_of_many_pieces_gives_the_bytes_of_the_reference, 1);
     ADD(copies_come_before_the_append_and_in_their_order, 1);
     ADD(pages_are_zeroed_wholly_and_alone_ahead_of_copies_and_the_append, 1);

@@ -81,6 +81,26 @@ START_TEST(append_inline_gives_the_bytes_of_the_reference_in_every_layout)
 }
 END_TEST
 
+START_TEST(digests_are_those_of_the_pages_bytes_in_every_layout)
+{
+    static struct exec_batch batch;
+    struct exec_pool pool;
+
+    make_pool(&pool, &exec_shapes[_i]);
+    exec_pool_check_digests(&pool, &peer, "as it was made");
+    for (unsigned i = 0; i < 3; i++) {
+        do {
+            exec_batch_make(&batch, &pool, i + 1, SESSION, 1 + i, &seed);
+        } while (batch.nnz == 0);
+        ck_assert_int_eq(do_job(&batch.job), KVP_OK);
+        exec_batch_want(&batch, &pool, batch.bytes);
+        exec_pool_check_digests(&pool, &peer, exec_shapes[_i].name);
+        exec_batch_free(&batch);
+    }
+    exec_pool_free(&pool);
+}
+END_TEST
+
 START_TEST(append_takes_strided_slices_of_a_registered_buffer)
 {
     static struct exec_batch batch;
@@ -617,6 +637,7 @@ int main(void)
     tcase_add_checked_fixture(jobs, setup, teardown);
     tcase_set_timeout(jobs, 60);
     tcase_add_loop_test(jobs, append_inline_gives_the_bytes_of_the_reference_in_every_layout, 0, n_shapes);
+    tcase_add_loop_test(jobs, digests_are_those_of_the_pages_bytes_in_every_layout, 0, n_shapes);
     tcase_add_loop_test(jobs, append_takes_strided_slices_of_a_registered_buffer, 0, n_shapes);
     tcase_add_loop_test(jobs, append_takes_a_source_with_heads_outside_tokens, 0, n_shapes);
     tcase_add_test(jobs, append_larger_than_a_datagram_travels_in_a_memfd);

@@ -175,6 +175,29 @@ static void copy_of_17_tokens(Kvpool__V1__ExecJobRequest *r)
     copies(r, pair, one, seventeen), r->n_copy_sources = 1;
 }
 
+static void digests_of_none(Kvpool__V1__ExecJobRequest *r)
+{
+    r->kind = KVPOOL__V1__JOB_KIND__JOB_DIGEST;
+}
+
+static void digests_of_too_many(Kvpool__V1__ExecJobRequest *r)
+{
+    static uint32_t pages[KVP_BATCH_MAX + 1];
+
+    r->kind = KVPOOL__V1__JOB_KIND__JOB_DIGEST;
+    r->digest_pages = pages;
+    r->n_digest_pages = KVP_BATCH_MAX + 1;
+}
+
+static void digest_page_too_high(Kvpool__V1__ExecJobRequest *r)
+{
+    static uint32_t pages[] = {0, 1u << 30};
+
+    r->kind = KVPOOL__V1__JOB_KIND__JOB_DIGEST;
+    r->digest_pages = pages;
+    r->n_digest_pages = 2;
+}
+
 static const struct {
     const char *what;
     void (*spoil)(Kvpool__V1__ExecJobRequest *r);
@@ -206,6 +229,9 @@ static const struct {
     {"copy destination", copy_target_too_high, KVP_EINVAL},
     {"copy onto itself", copy_onto_itself, KVP_EINVAL},
     {"copy of too many tokens", copy_of_17_tokens, KVP_EINVAL},
+    {"digests of no page", digests_of_none, KVP_EINVAL},
+    {"digests of too many pages", digests_of_too_many, KVP_EINVAL},
+    {"the digest of a page too high", digest_page_too_high, KVP_EINVAL},
 };
 
 START_TEST(a_wrong_job_is_refused_and_changes_nothing)

@@ -605,9 +605,25 @@ static void make_pool(void)
     spec.planes = planes;
     spec.max_sequences = 40;
     spec.max_sequence_tokens = TOKENS_MAX;
+    spec.page_digests = true;
     request.spec = &spec;
     ck_assert_int_eq(
         finish(shell_call(shell, shell_grpc(1000, 1), KVPOOL__V1__METHOD__METHOD_CREATE_POOL, &request.base)), KVP_OK);
+}
+
+/* No page's bytes are others than those that were sealed. @return pages that were looked at */
+static uint64_t check_digests(void)
+{
+    Kvpool__V1__AuditRequest request = KVPOOL__V1__AUDIT_REQUEST__INIT;
+    request.digests = true;
+    shell->fail_job = KVP_OK;
+    struct shell_call *call = shell_call(shell, shell_grpc(1000, 1), KVPOOL__V1__METHOD__METHOD_AUDIT, &request.base);
+    const Kvpool__V1__AuditReply *reply = (const Kvpool__V1__AuditReply *)call->reply;
+    ck_assert_msg(call->status == KVP_OK, "%s", call->status == KVP_OK ? "" : shell_error(call));
+    ck_assert_msg(reply->clean, "%s", reply->n_violations != 0 ? reply->violations[0] : "?");
+    uint64_t checked = reply->pages_checked;
+    shell_call_free(shell, call);
+    return checked;
 }
 
 static void check_all(void)
@@ -644,21 +660,25 @@ START_TEST(the_core_and_a_naive_model_agree)
     shell = shell_begin_sliced("host", 8);
     shell->hold_jobs = true;
     shell->config.audit_ms = 30; /* from the first restart on, again and again, of whatever is there */
+    uint64_t digests = 0;
     make_pool();
     for (unsigned long i = 1; i <= steps; i++) {
         step();
         if (i % 100 == 0)
             check_all();
+        if (i % 500 == 0)
+            digests += check_digests();
     }
     end_all();
     unsigned audits = shell->audits;
     ck_assert_uint_gt(audits, 0);
+    ck_assert_uint_gt(digests, 0);
     shell_end(shell);
     printf("%lu steps: %lu in place, %lu appends, %lu forks, %lu transfers, %lu closes, %lu wrong calls, "
-           "%lu deaths, %lu executors killed, %lu restarts, %u audits\n",
+           "%lu deaths, %lu executors killed, %lu restarts, %u audits, %llu pages compared\n",
            steps, counts[DONE_ADVANCE], counts[DONE_APPEND], counts[DONE_FORK], counts[DONE_TRANSFER],
            counts[DONE_CLOSE], counts[DONE_WRONG], counts[DONE_DEATH], counts[DONE_EXECUTOR], counts[DONE_RESTART],
-           audits);
+           audits, (unsigned long long)digests);
 }
 END_TEST
 

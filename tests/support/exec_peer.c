@@ -371,6 +371,45 @@ void exec_pool_want_zero(struct exec_pool *pool, uint32_t page)
                 exec_pool_want_token(pool, p, page, t, h, zeros);
 }
 
+void exec_pool_check_digests(struct exec_pool *pool, struct exec_peer *peer, const char *what)
+{
+    Kvpool__V1__ExecJobRequest job = KVPOOL__V1__EXEC_JOB_REQUEST__INIT;
+    uint32_t n = pool->layout.pages < KVP_BATCH_MAX ? pool->layout.pages : KVP_BATCH_MAX;
+    struct kvp_plane_view planes[EXEC_PLANES_MAX];
+    struct kvp_digest *digests = calloc(n, sizeof(*digests));
+    uint32_t *ids = calloc(n, sizeof(*ids));
+    struct kvp_page_digest_args args = {.planes = planes,
+                                        .n_planes = pool->layout.n_planes,
+                                        .pages = pool->layout.pages,
+                                        .page_tokens = pool->layout.page_tokens,
+                                        .n = n,
+                                        .page_ids = (const int32_t *)ids,
+                                        .ret_digests = digests};
+    const Kvpool__V1__ExecJobReply *reply;
+    struct exec_answer answer;
+
+    ck_assert(digests != NULL && ids != NULL);
+    for (uint32_t i = 0; i < n; i++)
+        ids[i] = n - 1 - i; /* in an order that is not theirs */
+    for (uint32_t p = 0; p < args.n_planes; p++)
+        planes[p] = kvp_plane_view_of(&pool->layout, pool->places, p, pool->want);
+    ck_assert_int_eq(kvp_host_page_digest(&args, 1), KVP_OK);
+    job.kind = KVPOOL__V1__JOB_KIND__JOB_DIGEST;
+    job.pool_id = pool->id;
+    job.digest_pages = ids;
+    job.n_digest_pages = n;
+    answer = exec_peer_call(peer, KVPOOL__V1__METHOD__METHOD_EXEC_JOB, &job.base, NULL, 0);
+    ck_assert_int_eq(answer.status, KVP_OK);
+    reply = (const void *)answer.body;
+    ck_assert_uint_eq(reply->n_digests, n);
+    for (uint32_t i = 0; i < n; i++)
+        ck_assert_msg(reply->digests[i] == digests[i].word[0], "%s: the digest of page %u is not that of its bytes",
+                      what, ids[i]);
+    exec_answer_free(&answer);
+    free(digests);
+    free(ids);
+}
+
 void exec_pool_check(const struct exec_pool *pool, const char *what)
 {
     if (memcmp(pool->slab, pool->want, pool->slab_bytes) == 0)

@@ -97,6 +97,8 @@ void exec_pool_want_token(struct exec_pool *pool, uint32_t p, uint32_t page, uin
                           const void *bytes);
 void exec_pool_want_copy(struct exec_pool *pool, uint32_t source, uint32_t destination, uint32_t tokens);
 void exec_pool_want_zero(struct exec_pool *pool, uint32_t page);
+/** The executor's digests of all its pages are those of `want`. */
+void exec_pool_check_digests(struct exec_pool *pool, struct exec_peer *peer, const char *what);
 /** A mapped slab has the bytes of `want`, to the last one. */
 void exec_pool_check(const struct exec_pool *pool, const char *what);
 

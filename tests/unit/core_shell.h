@@ -193,6 +193,7 @@ struct pool_of {
     Kvpool__V1__TenantShare *tenants[2]; /* NULL: none */
     const char *devices[2];              /* NULL: the first one */
     uint64_t region_bytes;
+    bool page_digests;
 };
 /* @return the answer; free it */
 struct shell_call *shell_create_pool(struct shell *shell, struct kvp_caller caller, const struct pool_of *pool);

@@ -43,6 +43,7 @@ struct shell_call *shell_create_pool(struct shell *shell, struct kvp_caller call
         spec.n_devices++;
     spec.memory = pool->legacy ? KVPOOL__V1__MEMORY_KIND__MEMORY_LEGACY_IPC : KVPOOL__V1__MEMORY_KIND__MEMORY_DEFAULT;
     spec.region_bytes = pool->region_bytes;
+    spec.page_digests = pool->page_digests;
     request.spec = &spec;
     return shell_call(shell, caller, KVPOOL__V1__METHOD__METHOD_CREATE_POOL, &request.base);
 }

@@ -349,12 +349,31 @@ static void do_index(struct shell_executor *executor, const Kvpool__V1__ExecJobR
     }
 }
 
+/* Not the kernels' digest, but one of the same bytes. @param ret_digests  [r->n_digest_pages] */
+static void do_digests(const Kvpool__V1__ExecJobRequest *r, const struct placed *placed, uint64_t *ret_digests)
+{
+    for (size_t i = 0; i < r->n_digest_pages; i++) {
+        ret_digests[i] = 14695981039346656037ull;
+        for (size_t p = 0; p < placed->spec->n_planes; p++) {
+            const Kvpool__V1__Plane *plane = placed->spec->planes[p];
+            for (uint32_t t = 0; t < placed->spec->page_tokens; t++) {
+                for (uint32_t h = 0; h < plane->heads; h++) {
+                    const unsigned char *at = element_at(placed, p, r->digest_pages[i], t, h);
+                    for (uint64_t b = 0; b < head_bytes(plane); b++)
+                        ret_digests[i] = (ret_digests[i] ^ at[b]) * 1099511628211ull;
+                }
+            }
+        }
+    }
+}
+
 static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
 {
     struct shell_executor *executor = &shell->executors[slot];
     const Kvpool__V1__ExecJobRequest *r = job->request;
     static struct placed placed;
     Kvpool__V1__ExecJobReply answer = KVPOOL__V1__EXEC_JOB_REPLY__INIT;
+    uint64_t digests[KVP_BATCH_MAX];
     struct shell_slab *slab = slab_of(executor, r->pool_id, r->rank, false);
     ck_assert_msg(slab != NULL && slab->timelines != NULL, "the executor was not given the slab and timelines");
     enum kvp_status status = shell->fail_job;
@@ -367,6 +386,9 @@ static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
             do_append(executor, r, &placed);
         else if (r->kind == KVPOOL__V1__JOB_KIND__JOB_INDEX)
             do_index(executor, r, slab->spec->page_tokens);
+        do_digests(r, &placed, digests);
+        answer.n_digests = r->n_digest_pages;
+        answer.digests = digests;
         struct kvp_timeline *timeline = (struct kvp_timeline *)(void *)slab->timelines->bytes + r->done_timeline;
         ck_assert_msg(r->done_value == 0 || r->done_value > timeline->value, "a timeline falls");
         if (r->done_value != 0)

@@ -246,6 +246,7 @@ class PoolSpec(Structure):
     zero_on_reuse: int
     tenants: Any
     n_tenants: int
+    page_digests: bool
     _fields_ = [
         ("name", c_char_p),
         ("model", c_char_p),
@@ -263,6 +264,7 @@ class PoolSpec(Structure):
         ("zero_on_reuse", c_uint32),
         ("tenants", ctypes.POINTER(TenantShare)),
         ("n_tenants", c_uint32),
+        ("page_digests", c_bool),
     ]
 
 

@@ -80,6 +80,8 @@ class PoolSpec(NamedTuple):
     """Zero a page that comes to another user."""
     tenants: tuple[TenantShare, ...] = ()
     """Who is not named has no quota and no guarantee."""
+    page_digests: bool = False
+    """Keep a digest of each full page's bytes, which `kvpool audit --digests` compares."""
 
     def all_planes(self) -> tuple[PlaneSpec, ...]:
         """The planes, in the order of their indices. Raises InvalidArgument where the spec says none, or two ways."""
@@ -207,6 +209,7 @@ def to_c(spec: PoolSpec) -> tuple[_abi.PoolSpec, Any]:
         zero_on_reuse=_abi.ZERO_ON if spec.zero_on_reuse else _abi.ZERO_OFF,
         tenants=tenants,
         n_tenants=len(spec.tenants),
+        page_digests=spec.page_digests,
     )
     made.layout = _abi.LayoutSpec(
         pages=_u32("pages", spec.pages),
@@ -261,6 +264,7 @@ def info_from_c(info: _abi.PoolInfo) -> PoolInfo:
         zero_on_reuse=info.spec.zero_on_reuse != _abi.ZERO_OFF,
         tenants=tuple(TenantShare(share.tenant, share.quota_pages, share.guaranteed_pages)
                       for share in info.spec.tenants[: info.spec.n_tenants]),
+        page_digests=info.spec.page_digests,
     )
     return PoolInfo(
         spec=spec,
