@@ -224,6 +224,12 @@ static bool next_rank(struct kvp_core *core, struct job_state *job)
     return true;
 }
 
+/* A job of an earlier daemon that no executor knows. */
+static void end_unknown(struct kvp_core *core, struct job_state *job)
+{
+    end(core, job, KVP_EDEVICE, "the daemon was killed before an executor had this work");
+}
+
 /* An answer to core_jobs_ask. */
 static void answered(struct kvp_core *core, struct job_state *job, uint32_t executor, enum kvp_status status,
                      const char *text)
@@ -251,7 +257,10 @@ void core_job_reply(struct kvp_core *core, uint32_t executor, uint64_t low, enum
         return;
     if (status == KVP_OK && next_rank(core, job))
         return;
-    end(core, job, status, text);
+    if (status == KVP_ENOENT && job->packed == NULL) /* said late: it was taken for the one that has it */
+        end_unknown(core, job);
+    else
+        end(core, job, status, text);
 }
 
 void core_jobs_fail_pool(struct kvp_core *core, struct kvp_pool_id pool, enum kvp_status status, const char *why)
@@ -320,7 +329,7 @@ void core_jobs_asked(struct kvp_core *core)
         if (job->id.generation == 0 || job->packed != NULL || job->sent != 0)
             continue;
         if (job->asked == 0) {
-            end(core, job, KVP_EDEVICE, "the daemon was killed before an executor had this work");
+            end_unknown(core, job);
             continue;
         }
         job->executor = (uint32_t)__builtin_ctz(job->asked); /* who has not said no has it */

@@ -225,7 +225,8 @@ static void write_tokens(struct cache_work *w, struct open_seq *own, uint32_t to
     atomic_fetch_add(&w->job->shared->written_tokens, n);
 }
 
-/* The same by the executor. @return whether there was room */
+/* The same by the executor. @return whether it was done: there may be no room, or the daemon was killed before an
+ * executor had the work, which is said by KVP_EDEVICE and changes nothing */
 static bool append_tokens(struct cache_work *w, struct open_seq *own, uint32_t to)
 {
     uint32_t n = to - own->written;
@@ -246,7 +247,8 @@ static bool append_tokens(struct cache_work *w, struct open_seq *own, uint32_t t
     if (status == KVP_OK)
         status = kvp_timeline_wait(w->pool, done, 20000);
     if (status != KVP_OK) {
-        broke(w, "appending on request");
+        if (status != KVP_EDEVICE)
+            broke(w, "appending on request");
         return false;
     }
     own->written = to;

@@ -1,6 +1,7 @@
 """transformers' continuous batching with its paged cache in regions of a pool, beside its own."""
 from __future__ import annotations
 
+import itertools
 import os
 import unittest
 
@@ -11,6 +12,7 @@ from test_continuous import has_continuous
 import kvpool
 
 LENGTHS = (1, 5, 16, 17, 40, 100)
+NUMBERS = itertools.count()
 
 
 @unittest.skipUnless(HAS_HF and has_gpu() and has_continuous(),
@@ -19,7 +21,7 @@ class OnTheGpu(unittest.TestCase):
     def setUp(self) -> None:
         self.client = kvpool.connect(backend="cuda")
         self.addCleanup(self.client.close)
-        self.spec = kvpool.PoolSpec(f"continuous-{os.getpid()}-{self._testMethodName}", pages=4, page_size=16,
+        self.spec = kvpool.PoolSpec(f"continuous-{os.getpid()}-{next(NUMBERS)}", pages=4, page_size=16,
                                     kv_heads=1, head_dim=64, region_bytes=256 << 20)
 
     def tokens(self, model) -> list[list[int]]:

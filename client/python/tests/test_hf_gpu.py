@@ -1,6 +1,7 @@
 """What test_hf.py shows on the host, on a GPU: in bfloat16, too. And the examples with a model."""
 from __future__ import annotations
 
+import gc
 import unittest
 
 import test_hf
@@ -21,6 +22,11 @@ class Cuda(test_hf.Host):
 
     def tearDown(self) -> None:
         self.client.close()
+        gc.collect()
+        with kvpool.connect(backend="cuda") as last:
+            self.assertEqual(last.audit(), [])
+            for name in self.made:
+                last.delete_pool(name)
 
     def test_the_examples_with_a_model_run(self) -> None:
         test_package.Examples.test_the_examples_with_a_model_run(self)
