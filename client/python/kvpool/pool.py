@@ -78,7 +78,12 @@ class Advance:
         status = _abi.library().kvp_advance_wait(pointer, copies, ctypes.byref(n), ctypes.byref(missing))
         if status != 0:
             fail(status, missing=missing.value)
-        self._pool._advanced(self._seqs, self._reserved, self._truncate)
+        for seq, tokens in zip(self._seqs, self._reserved):
+            seq._reserved = tokens
+        if self._truncate:
+            for seq, tokens in zip(self._seqs, self._reserved):
+                seq._copied = None
+                seq._enqueued = min(seq._enqueued, tokens)
         if n.value:
             self._pool._settle(self._seqs, copies[: n.value], stream)
 
@@ -169,7 +174,7 @@ class Pool:
         owner, self._owner = self._owner, None
         self._steps.end()
         for seq in self._sequences.values():
-            seq.closed = True
+            seq.open_in = None
         self._sequences.clear()
         self.client._forget(self)
         if owner is not None:
@@ -310,7 +315,7 @@ class Pool:
             return seq
 
     def _handles(self, seqs: Listing[Sequence]) -> array.array[int]:
-        wires = [seq.wire for seq in seqs if seq.pool is self and not seq.closed]
+        wires = [seq.wire for seq in seqs if seq.open_in is self]
         if len(wires) != len(seqs):
             for seq in seqs:
                 if seq.closed:
@@ -322,7 +327,7 @@ class Pool:
     def _gone(self, seqs: Listing[Sequence]) -> None:
         with self._lock:
             for seq in seqs:
-                seq.closed = True
+                seq.open_in = None
                 self._sequences.pop(seq.wire, None)
                 self._durable.discard(seq.wire)
 
@@ -357,14 +362,6 @@ class Pool:
             _abi.TRUNCATE if truncate else 0, ctypes.byref(pointer)))
         assert pointer.value is not None
         return Advance(self, pointer.value, kept, room, truncate)
-
-    def _advanced(self, seqs: list[Sequence], reserved: array.array[int], truncate: bool) -> None:
-        for seq, tokens in zip(seqs, reserved):
-            seq._reserved = tokens
-        if truncate:
-            for seq, tokens in zip(seqs, reserved):
-                seq._copied = None
-                seq._enqueued = min(seq._enqueued, tokens)
 
     def _settle(self, seqs: Listing[Sequence], copies: Listing[_abi.PageCopy], stream: Any) -> None:
         """Carry out owed copies, each once: a later reply lists one until the daemon has seen the tokens behind it."""

@@ -42,7 +42,7 @@ class Sequence:
     the end of its block.
     """
 
-    __slots__ = ("_copied", "_enqueued", "_reserved", "cached", "closed", "generation", "key", "pool", "slot", "wire")
+    __slots__ = ("_copied", "_enqueued", "_reserved", "cached", "generation", "key", "open_in", "pool", "slot", "wire")
 
     def __init__(self, pool: Pool, wire: int, key: int, reserved: int | None = None) -> None:
         self.pool = pool
@@ -53,8 +53,8 @@ class Sequence:
         self.key = key
         self.cached = 0
         """Tokens that were taken along from the prefix cache when it was opened."""
-        self.closed = False
-        """Whether it was closed, or transferred, by this object."""
+        self.open_in: Pool | None = pool
+        """Its pool; None once it was closed, or transferred, by this object."""
         self._reserved = reserved
         self._copied: tuple[int, int, int] | None = None
         self._enqueued = 0
@@ -74,6 +74,11 @@ class Sequence:
 
     def __bool__(self) -> bool:
         return True
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed, or transferred, by this object."""
+        return self.open_in is None
 
     def handle(self) -> _abi.Seq:
         """struct kvp_seq. Raises StaleHandle once it is closed here."""
