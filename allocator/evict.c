@@ -23,12 +23,6 @@
 /* ---- lists ---------------------------------------------------------------------------------------------------------
  */
 
-bool is_cached(const struct pool_map *m, uint32_t page)
-{
-    return is_used_page(m, page) && PAGE_REFS(m->pages[page]) == 0 && PAGE_PUBLISHED(m->pages[page]) &&
-           PAGE_TENANT(m->pages[page]) - 1 < KVP_TENANTS_MAX;
-}
-
 static const uint64_t *list_of(const struct pool_map *m, uint32_t page)
 {
     return &m->tenants[PAGE_TENANT(m->pages[page]) - 1].lists[USE_CLASS(m->entries[page].use)];
@@ -40,19 +34,33 @@ static uint32_t linked_page(const struct pool_map *m, uint32_t link)
     return link != 0 && is_cached(m, link - 1) ? link - 1 : KVP_NONE;
 }
 
-static enum kvp_status list_put_first(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
+void list_run_end(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run)
+{
+    if (run->list == NULL)
+        return;
+    put64(ledger, &m->entries[run->first - 1].links, LINKS_WORD(run->next, 0));
+    put64(ledger, run->list, HEAD_WORD(run->first, run->last));
+    run->list = NULL;
+}
+
+static enum kvp_status list_put_first(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run,
+                                      uint32_t page)
 {
     const uint64_t *list = list_of(m, page);
-    uint32_t first = HEAD_FIRST(*list);
-    put64(ledger, &m->entries[page].links, LINKS_WORD(first, 0));
-    if (first == 0) {
-        put64(ledger, list, HEAD_WORD(page + 1, page + 1));
+    if (run->list == list) {
+        put64(ledger, &m->entries[run->first - 1].links, LINKS_WORD(run->next, page + 1));
+        run->next = run->first;
+        run->first = page + 1;
         return KVP_OK;
     }
-    if (linked_page(m, first) == KVP_NONE)
-        return KVP_ECORRUPT;
-    put64(ledger, &m->entries[first - 1].links, LINKS_WORD(LINK_NEXT(m->entries[first - 1].links), page + 1));
-    put64(ledger, list, HEAD_WORD(page + 1, HEAD_LAST(*list)));
+    list_run_end(ledger, m, run);
+    uint32_t first = HEAD_FIRST(*list);
+    if (first != 0) {
+        if (linked_page(m, first) == KVP_NONE)
+            return KVP_ECORRUPT;
+        put64(ledger, &m->entries[first - 1].links, LINKS_WORD(LINK_NEXT(m->entries[first - 1].links), page + 1));
+    }
+    *run = (struct list_run){list, page + 1, first, first != 0 ? HEAD_LAST(*list) : page + 1};
     return KVP_OK;
 }
 
@@ -72,34 +80,68 @@ static enum kvp_status list_put_last(struct kvp_ledger *ledger, const struct poo
     return KVP_OK;
 }
 
-static enum kvp_status list_take(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
+void list_cut_end(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut)
+{
+    const uint64_t *list = cut->list;
+    uint32_t prev = cut->prev, next = cut->next;
+    if (list == NULL)
+        return;
+    if (next != 0)
+        put64(ledger, &m->entries[next - 1].links, LINKS_WORD(LINK_NEXT(m->entries[next - 1].links), prev));
+    if (prev != 0)
+        put64(ledger, &m->entries[prev - 1].links, LINKS_WORD(next, LINK_PREV(m->entries[prev - 1].links)));
+    if (next == 0 || prev == 0)
+        put64(ledger, list, HEAD_WORD(prev == 0 ? next : HEAD_FIRST(*list), next == 0 ? prev : HEAD_LAST(*list)));
+    cut->list = NULL;
+}
+
+/* Whether what stands behind a page in its list, and before it, knows of it. */
+static bool linked_behind(const struct pool_map *m, const uint64_t *list, uint32_t page)
+{
+    uint32_t link = LINK_NEXT(m->entries[page].links), next = linked_page(m, link);
+    return link == 0 ? HEAD_LAST(*list) == page + 1 : next != KVP_NONE && LINK_PREV(m->entries[next].links) == page + 1;
+}
+
+static bool linked_before(const struct pool_map *m, const uint64_t *list, uint32_t page)
+{
+    uint32_t link = LINK_PREV(m->entries[page].links), prev = linked_page(m, link);
+    return link == 0 ? HEAD_FIRST(*list) == page + 1
+                     : prev != KVP_NONE && LINK_NEXT(m->entries[prev].links) == page + 1;
+}
+
+/* Take a page out of its list; one beside the cut widens it. */
+static enum kvp_status list_take(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut,
+                                 uint32_t page)
 {
     const uint64_t *list = list_of(m, page);
-    uint64_t links = m->entries[page].links, head = *list;
-    uint32_t next = linked_page(m, LINK_NEXT(links)), prev = linked_page(m, LINK_PREV(links));
-    if ((LINK_NEXT(links) == 0 ? HEAD_LAST(head) != page + 1
-                               : next == KVP_NONE || LINK_PREV(m->entries[next].links) != page + 1) ||
-        (LINK_PREV(links) == 0 ? HEAD_FIRST(head) != page + 1
-                               : prev == KVP_NONE || LINK_NEXT(m->entries[prev].links) != page + 1))
+    uint64_t links = m->entries[page].links;
+    bool is_next = cut->list == list && cut->next == page + 1, is_prev = cut->list == list && cut->prev == page + 1;
+    if (!is_next && !is_prev)
+        list_cut_end(ledger, m, cut);
+    if ((!is_prev && !linked_behind(m, list, page)) || (!is_next && !linked_before(m, list, page)))
         return KVP_ECORRUPT;
-    if (next != KVP_NONE)
-        put64(ledger, &m->entries[next].links, LINKS_WORD(LINK_NEXT(m->entries[next].links), LINK_PREV(links)));
-    if (prev != KVP_NONE)
-        put64(ledger, &m->entries[prev].links, LINKS_WORD(LINK_NEXT(links), LINK_PREV(m->entries[prev].links)));
-    if (next == KVP_NONE || prev == KVP_NONE)
-        put64(ledger, list,
-              HEAD_WORD(prev == KVP_NONE ? LINK_NEXT(links) : HEAD_FIRST(head),
-                        next == KVP_NONE ? LINK_PREV(links) : HEAD_LAST(head)));
+    if (is_next)
+        cut->next = LINK_NEXT(links);
+    else if (is_prev)
+        cut->prev = LINK_PREV(links);
+    else
+        *cut = (struct list_cut){list, LINK_PREV(links), LINK_NEXT(links)};
     return KVP_OK;
+}
+
+/* The last page of a list, of which a run may be cut out; + 1, 0: it is empty. */
+static uint32_t list_last(const uint64_t *list, const struct list_cut *cut)
+{
+    return cut->list == list && cut->next == 0 ? cut->prev : HEAD_LAST(*list);
 }
 
 /* ---- cached, and found again ---------------------------------------------------------------------------------------
  */
 
-enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
+enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run, uint32_t page)
 {
     put64(ledger, &m->entries[page].use, policy_cached(ledger, m, page));
-    return list_put_first(ledger, m, page);
+    return list_put_first(ledger, m, run, page);
 }
 
 enum kvp_status relist_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint64_t use)
@@ -109,12 +151,32 @@ enum kvp_status relist_page(struct kvp_ledger *ledger, const struct pool_map *m,
         put64(ledger, &m->entries[page].use, use | (before & USE_PARKED));
         return KVP_OK;
     }
-    TRY(list_take(ledger, m, page));
+    struct list_cut cut = {.list = NULL};
+    struct list_run run = {.list = NULL};
+    TRY(list_take(ledger, m, &cut, page));
+    list_cut_end(ledger, m, &cut);
     put64(ledger, &m->entries[page].use, use);
-    return list_put_first(ledger, m, page);
+    TRY(list_put_first(ledger, m, &run, page));
+    list_run_end(ledger, m, &run);
+    return KVP_OK;
 }
 
-enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
+static void find_counts(struct kvp_ledger *ledger, const struct pool_map *m, struct page_find *find)
+{
+    if (find->found == 0)
+        return;
+    put32(ledger, &m->tenants[find->tenant].cached, m->tenants[find->tenant].cached - find->found);
+    put32(ledger, &m->pool->cached, m->pool->cached - find->found);
+    find->found = 0;
+}
+
+void find_end(struct kvp_ledger *ledger, const struct pool_map *m, struct page_find *find)
+{
+    list_cut_end(ledger, m, &find->cut);
+    find_counts(ledger, m, find);
+}
+
+enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_find *find, uint32_t page)
 {
     uint64_t use = m->entries[page].use;
     uint32_t hits = USE_HITS(use) < USE_HITS_MAX ? USE_HITS(use) + 1 : USE_HITS_MAX;
@@ -123,10 +185,12 @@ enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, u
             return KVP_ECORRUPT;
         policy_found(ledger, m, page);
         if (!(use & USE_PARKED))
-            TRY(list_take(ledger, m, page));
-        const struct block_tenant *tenant = &m->tenants[PAGE_TENANT(m->pages[page]) - 1];
-        put32(ledger, &tenant->cached, tenant->cached - 1);
-        put32(ledger, &m->pool->cached, m->pool->cached - 1);
+            TRY(list_take(ledger, m, &find->cut, page));
+        uint32_t tenant = PAGE_TENANT(m->pages[page]) - 1;
+        if (find->tenant != tenant)
+            find_counts(ledger, m, find);
+        find->tenant = tenant;
+        find->found++;
     }
     if (PAGE_REFS(m->pages[page]) == PAGE_REFS_MAX)
         return KVP_ECORRUPT;
@@ -139,45 +203,51 @@ enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, u
  */
 
 /* A page's last child is gone: if it was parked, it is at the end of its list again. */
-static enum kvp_status now_a_leaf(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
+static enum kvp_status now_a_leaf(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                  uint32_t page, bool *ret_put_back)
 {
     uint64_t use = m->entries[page].use;
-    if (!is_cached(m, page) || !(use & USE_PARKED))
+    *ret_put_back = is_cached(m, page) && (use & USE_PARKED);
+    if (!*ret_put_back)
         return KVP_OK;
+    list_cut_end(ledger, m, &drop->cut);
     put64(ledger, &m->entries[page].use, use & ~USE_PARKED);
     return list_put_last(ledger, m, page);
 }
 
-enum kvp_status evict_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop, uint32_t page)
+/* @param ret_put_back  another page came to the end of a list by it */
+static enum kvp_status evict_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                  uint32_t page, bool *ret_put_back)
 {
     uint32_t parent;
-    const struct block_tenant *tenant = &m->tenants[PAGE_TENANT(m->pages[page]) - 1];
     policy_evicted(ledger, m, page);
-    TRY(list_take(ledger, m, page));
+    TRY(list_take(ledger, m, &drop->cut, page));
     TRY(unpublish(ledger, m, page, &parent));
-    put32(ledger, &tenant->cached, tenant->cached - 1);
-    put32(ledger, &m->pool->cached, m->pool->cached - 1);
-    put64(ledger, &m->pool->evictions, m->pool->evictions + 1);
     TRY(free_page(ledger, m, drop, page));
-    drop_counts(ledger, m, drop);
-    return parent == KVP_NONE || ENTRY_CHILDREN(m->entries[parent].family) != 0 ? KVP_OK
-                                                                                : now_a_leaf(ledger, m, parent);
+    drop->evicted++;
+    *ret_put_back = false;
+    if (parent == KVP_NONE || ENTRY_CHILDREN(m->entries[parent].family) != 0)
+        return KVP_OK;
+    return now_a_leaf(ledger, m, drop, parent, ret_put_back);
 }
 
-static bool may_evict(const struct block_tenant *tenant, uint32_t index, struct evict_scope scope)
+static bool may_evict(const struct pool_map *m, const struct page_drop *drop, uint32_t index, struct evict_scope scope)
 {
-    if (tenant->cached == 0)
+    const struct block_tenant *tenant = &m->tenants[index];
+    uint32_t evicted = drop->tenant == index ? drop->evicted : 0; /* not counted yet; of its pages no others are */
+    if (tenant->cached == evicted)
         return false;
-    return index == scope.taker || (!scope.own && (scope.forced || tenant->pages > tenant->guaranteed));
+    return index == scope.taker || (!scope.own && (scope.forced || tenant->pages - evicted > tenant->guaranteed));
 }
 
 /* The page at the end of a list that is a leaf, parking those in front of it that are not. KVP_NONE: the list is empty. */
-static enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_map *m, const uint64_t *list,
-                                 uint32_t *ret_page)
+static enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut,
+                                 const uint64_t *list, uint32_t *ret_page)
 {
+    uint32_t last;
     *ret_page = KVP_NONE;
-    while (HEAD_LAST(*list) != 0) {
-        uint32_t page = linked_page(m, HEAD_LAST(*list));
+    while ((last = list_last(list, cut)) != 0) {
+        uint32_t page = linked_page(m, last);
         if (page == KVP_NONE || list_of(m, page) != list)
             return KVP_ECORRUPT;
         if (ENTRY_CHILDREN(m->entries[page].family) == 0) {
@@ -185,32 +255,56 @@ static enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_ma
             return KVP_OK;
         }
         TRY(txn_room(ledger, 2 * ROOM_SMALL));
-        TRY(list_take(ledger, m, page));
+        TRY(list_take(ledger, m, cut, page));
         put64(ledger, &m->entries[page].use, m->entries[page].use | USE_PARKED);
     }
     return KVP_OK;
 }
 
-static enum kvp_status find_victim(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope,
-                                   uint32_t *ret_page)
+/* Where the last victim was found: the next of that list is the next victim as long as it leaves before `others`. */
+struct victims {
+    const uint64_t *list; /* NULL: all lists are to be looked at */
+    uint32_t tenant;
+    int64_t others;
+};
+
+static enum kvp_status search_victim(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                     struct evict_scope scope, struct victims *victims, uint32_t *ret_page)
 {
     int64_t least = INT64_MAX;
     *ret_page = KVP_NONE;
+    *victims = (struct victims){.others = INT64_MAX};
     for (uint32_t i = 0; i < KVP_TENANTS_MAX && m->tenants[i].used; i++) {
-        if (!may_evict(&m->tenants[i], i, scope))
+        if (!may_evict(m, drop, i, scope))
             continue;
         for (uint32_t class = 0; class < KVP_CLASSES; class ++) {
+            const uint64_t *list = &m->tenants[i].lists[class];
             uint32_t page;
-            if (m->tenants[i].lists[class] == 0)
+            if (*list == 0)
                 continue;
-            TRY(list_leaf(ledger, m, &m->tenants[i].lists[class], &page));
-            if (page != KVP_NONE && policy_stays(m, page) < least) {
+            TRY(list_leaf(ledger, m, &drop->cut, list, &page));
+            int64_t stays = page != KVP_NONE ? policy_stays(m, page) : INT64_MAX;
+            if (stays < least) {
+                *victims = (struct victims){list, i, least};
                 *ret_page = page;
-                least = policy_stays(m, page);
+                least = stays;
+            } else if (stays < victims->others) {
+                victims->others = stays;
             }
         }
     }
     return KVP_OK;
+}
+
+static enum kvp_status find_victim(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                   struct evict_scope scope, struct victims *victims, uint32_t *ret_page)
+{
+    if (victims->list != NULL && may_evict(m, drop, victims->tenant, scope)) {
+        TRY(list_leaf(ledger, m, &drop->cut, victims->list, ret_page));
+        if (*ret_page != KVP_NONE && policy_stays(m, *ret_page) < victims->others)
+            return KVP_OK;
+    }
+    return search_victim(ledger, m, drop, scope, victims, ret_page);
 }
 
 enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope, uint32_t n,
@@ -218,13 +312,17 @@ enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m,
 {
     uint32_t evicted = 0;
     struct page_drop drop = drop_begin(m);
+    struct victims victims = {.list = NULL};
     for (; evicted < n; evicted++) {
         uint32_t page;
+        bool put_back;
         TRY(txn_room(ledger, room_after + 2 * ROOM_SMALL));
-        TRY(find_victim(ledger, m, scope, &page));
+        TRY(find_victim(ledger, m, &drop, scope, &victims, &page));
         if (page == KVP_NONE)
             break;
-        TRY(evict_page(ledger, m, &drop, page));
+        TRY(evict_page(ledger, m, &drop, page, &put_back));
+        if (put_back)
+            victims.list = NULL;
     }
     drop_end(ledger, m, &drop);
     *ret_evicted = evicted;
@@ -262,13 +360,14 @@ enum kvp_status kvp_cache_evict_prefix(struct kvp_ledger *ledger, struct kvp_poo
     uint32_t evicted = 0;
     TRY(map_live_pool(ledger, pool, &m));
     struct page_drop drop = drop_begin(&m);
+    bool put_back;
     for (size_t i = n; i-- > 0 && txn_room(ledger, 3 * ROOM_SMALL) == KVP_OK;) {
         uint32_t page = find_block(&m, tenant, &keys[i]);
         if (page == KVP_NONE)
             continue;
         if (!is_cached(&m, page) || ENTRY_CHILDREN(m.entries[page].family) != 0)
             break;
-        TRY(evict_page(ledger, &m, &drop, page));
+        TRY(evict_page(ledger, &m, &drop, page, &put_back));
         evicted++;
     }
     drop_end(ledger, &m, &drop);

@@ -82,7 +82,10 @@ static_assert(KVP_TENANTS_MAX < 0x7f, "a tenant's index fits into a page record"
 
 uint32_t free_pages(const struct pool_map *m);
 /* Whether an id can stand in a row: never a reserved page, never one that was not handed out. */
-bool is_used_page(const struct pool_map *m, uint32_t page);
+static inline bool is_used_page(const struct pool_map *m, uint32_t page)
+{
+    return page >= m->pool->reserved_pages && page < m->pool->pages_used;
+}
 /* Take n free pages, evicting when there are too few, each with one reference, into ids [first, first + n) of a slot's
  * row; the slot has an owner. At most n + 4 logged stores beside the row's and those of eviction, which looks for room
  * itself. */
@@ -90,13 +93,27 @@ enum kvp_status take_pages(struct kvp_ledger *ledger, const struct pool_map *m, 
                            uint32_t n, uint32_t *reterr_short);
 enum kvp_status share_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
 
-/* References given up one after the other; the free list's head and the counts are stored once, at the end. */
+/* Neighbours taken out of a list: what they leave is joined when the run ends. */
+struct list_cut {
+    const uint64_t *list; /* NULL: there is none */
+    uint32_t prev, next;  /* page + 1 of those to be joined; 0: the list ends there */
+};
+/* Pages put to the front of a list one after the other: the list's head, and the first one's links, are stored at the end
+ * of the run. */
+struct list_run {
+    const uint64_t *list;       /* NULL: there is none */
+    uint32_t first, next, last; /* page + 1: of the list, and the one behind the first */
+};
+
+/* References given up one after the other, or pages evicted: what is in common is stored once, at the end. */
 struct page_drop {
     uint64_t free_list;
     bool changed;
-    uint32_t tenant, freed, cached; /* not yet counted, of one tenant */
+    uint32_t tenant, freed, cached, evicted; /* not yet counted, of one tenant; those evicted are freed, too */
+    struct list_cut cut;
+    struct list_run run;
 };
-#define STORES_DROP 6u /* of one page, at most */
+#define STORES_DROP 7u /* of one page, at most */
 struct page_drop drop_begin(const struct pool_map *m);
 enum kvp_status drop_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop, uint32_t page);
 /* A page without references, in no list and not published, to the free ones. */
@@ -117,7 +134,7 @@ uint32_t find_block(const struct pool_map *m, uint32_t tenant, const struct kvp_
  * row have to be published too: that looks for room itself. */
 enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *row, uint32_t index);
 #define STORES_SEAL 7u
-/* Take a page out of the index. @param ret_parent  the page that it extended, or KVP_NONE */
+/* Take a page out of the index; counting it is the caller's. @param ret_parent  the page that it extended, or KVP_NONE */
 enum kvp_status unpublish(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t *ret_parent);
 /* The pages of the longest known prefix, with a reference each, into the empty row of a slot. */
 enum kvp_status take_known(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
@@ -171,11 +188,22 @@ struct evict_scope {
 enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope, uint32_t n,
                             uint64_t room_after, uint32_t *ret_evicted);
 /* Whether a page is CACHED. */
-bool is_cached(const struct pool_map *m, uint32_t page);
-/* The last reference of a published page was dropped. At most 4 logged stores. */
-enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
-/* A published page was found by its key: one more reference. */
-enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
+static inline bool is_cached(const struct pool_map *m, uint32_t page)
+{
+    return is_used_page(m, page) && PAGE_REFS(m->pages[page]) == 0 && PAGE_PUBLISHED(m->pages[page]) &&
+           PAGE_TENANT(m->pages[page]) - 1 < KVP_TENANTS_MAX;
+}
+/* The last reference of a published page was dropped. At most 5 logged stores. */
+enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run, uint32_t page);
+void list_run_end(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run);
+void list_cut_end(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut);
+/* Published pages found by their keys, one after the other: one more reference each. */
+struct page_find {
+    struct list_cut cut;
+    uint32_t tenant, found; /* not yet counted, of one tenant */
+};
+enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_find *find, uint32_t page);
+void find_end(struct kvp_ledger *ledger, const struct pool_map *m, struct page_find *find);
 /* Store the word `use` of a cached page; of another class, it goes to that list's front. */
 enum kvp_status relist_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint64_t use);
 

@@ -33,11 +33,6 @@ uint32_t free_pages(const struct pool_map *m)
     return LIST_COUNT(m->pool->free_list) + (m->pool->pages - m->pool->pages_used);
 }
 
-bool is_used_page(const struct pool_map *m, uint32_t page)
-{
-    return page >= m->pool->reserved_pages && page < m->pool->pages_used;
-}
-
 /* ---- taking --------------------------------------------------------------------------------------------------------
  */
 
@@ -139,12 +134,18 @@ void drop_counts(struct kvp_ledger *ledger, const struct pool_map *m, struct pag
 {
     if (drop->freed != 0)
         put32(ledger, &m->tenants[drop->tenant].pages, m->tenants[drop->tenant].pages - drop->freed);
+    if (drop->evicted != 0) {
+        put32(ledger, &m->tenants[drop->tenant].cached, m->tenants[drop->tenant].cached - drop->evicted);
+        put32(ledger, &m->pool->cached, m->pool->cached - drop->evicted);
+        put32(ledger, &m->pool->published, m->pool->published - drop->evicted);
+        put64(ledger, &m->pool->evictions, m->pool->evictions + drop->evicted);
+    }
     if (drop->cached != 0) {
         policy_released(ledger, m, drop->cached);
         put32(ledger, &m->tenants[drop->tenant].cached, m->tenants[drop->tenant].cached + drop->cached);
         put32(ledger, &m->pool->cached, m->pool->cached + drop->cached);
     }
-    drop->freed = drop->cached = 0;
+    drop->freed = drop->cached = drop->evicted = 0;
 }
 
 enum kvp_status free_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop, uint32_t page)
@@ -187,11 +188,13 @@ enum kvp_status drop_page(struct kvp_ledger *ledger, const struct pool_map *m, s
     drop->tenant = tenant;
     drop->cached++;
     put64(ledger, &m->pages[page], record - PAGE_ONE_REF);
-    return cache_page(ledger, m, page);
+    return cache_page(ledger, m, &drop->run, page);
 }
 
 void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop)
 {
+    list_cut_end(ledger, m, &drop->cut);
+    list_run_end(ledger, m, &drop->run);
     drop_counts(ledger, m, drop);
     if (drop->changed)
         put64(ledger, &m->pool->free_list, drop->free_list);

@@ -195,7 +195,6 @@ enum kvp_status unpublish(struct kvp_ledger *ledger, const struct pool_map *m, u
             return KVP_ECORRUPT;
         put64(ledger, &m->entries[parent - 1].family, m->entries[parent - 1].family - FAMILY_WORD(0, 1));
     }
-    put32(ledger, &m->pool->published, m->pool->published - 1);
     *ret_parent = parent == 0 ? KVP_NONE : parent - 1;
     return KVP_OK;
 }
@@ -304,14 +303,16 @@ enum kvp_status take_known(struct kvp_ledger *ledger, const struct pool_map *m, 
     n = n < m->pool->row_pages ? n : m->pool->row_pages;
     n = n < room ? n : room;
     uint32_t taken = 0;
+    struct page_find find = {.found = 0};
     for (; taken < n; taken++) {
         prefetch(m, taken, n, keys);
         uint32_t page = find_block(m, tenant, &keys[taken]);
         if (page == KVP_NONE)
             break;
-        TRY(find_page(ledger, m, page));
+        TRY(find_page(ledger, m, &find, page));
         put_row(ledger, m, seq, taken, page);
     }
+    find_end(ledger, m, &find);
     put32(ledger, &seq->row_pages, taken);
     *ret_pages = taken;
     return KVP_OK;

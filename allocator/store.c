@@ -40,13 +40,19 @@ static inline void store32(struct kvp_ledger *ledger, uint64_t offset, uint32_t 
     atomic_signal_fence(memory_order_seq_cst);
 }
 
+/* An aligned word of the block; what lies in the root part, as header and log do, is within it. */
+static inline void store_word(unsigned char *word, uint64_t value)
+{
+    STORE_HOOK();
+    atomic_signal_fence(memory_order_seq_cst);
+    __atomic_store_n((uint64_t *)(void *)word, value, __ATOMIC_RELEASE);
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
 static inline void store64(struct kvp_ledger *ledger, uint64_t offset, uint64_t value)
 {
     KVP_ASSERT(offset % 8 == 0 && offset <= ledger->bytes - 8);
-    STORE_HOOK();
-    atomic_signal_fence(memory_order_seq_cst);
-    __atomic_store_n((uint64_t *)(void *)(ledger->store + offset), value, __ATOMIC_RELEASE);
-    atomic_signal_fence(memory_order_seq_cst);
+    store_word(ledger->store + offset, value);
 }
 
 /* A word of the part that a snapshot under way has copied. Out of line: all that a store pays for it is one branch. */
@@ -78,11 +84,14 @@ static inline void log_old(struct kvp_ledger *ledger, uint64_t where, uint64_t o
 #else
 static inline void log_old(struct kvp_ledger *ledger, uint64_t where, uint64_t old)
 {
-    KVP_ASSERT(ledger->in_txn && ledger->txn_stores < KVP_TXN_STORES_MAX);
-    uint64_t entry = LOG_OFFSET + (uint64_t)ledger->txn_stores * sizeof(struct block_log_entry);
-    store64(ledger, entry + offsetof(struct block_log_entry, where), where);
-    store64(ledger, entry + offsetof(struct block_log_entry, old), old);
-    store64(ledger, offsetof(struct block_header, log_count), ++ledger->txn_stores);
+    unsigned char *root = ledger->store;
+    uint32_t n = ledger->txn_stores;
+    KVP_ASSERT(ledger->in_txn && n < KVP_TXN_STORES_MAX);
+    unsigned char *entry = root + LOG_OFFSET + (uint64_t)n * sizeof(struct block_log_entry);
+    ledger->txn_stores = n + 1;
+    store_word(entry + offsetof(struct block_log_entry, where), where);
+    store_word(entry + offsetof(struct block_log_entry, old), old);
+    store_word(root + offsetof(struct block_header, log_count), n + 1);
 }
 #endif
 

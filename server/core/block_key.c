@@ -181,11 +181,12 @@ static struct kvp_block_key begin_again(struct block_hasher *hasher, enum domain
 struct block_mix core_hash_mix(struct block_hasher *hasher, uint32_t tenant, const void *extra, size_t extra_bytes)
 {
     struct block_mix mix = {.tenant = tenant};
-    struct kvp_block_key words[KVP_BLOCK_EXTRA_BYTES_MAX / WORD_BYTES + 1] = {0};
+    struct kvp_block_key words[KVP_BLOCK_EXTRA_BYTES_MAX / WORD_BYTES + 1];
     size_t n = (extra_bytes + WORD_BYTES - 1) / WORD_BYTES;
     CORE_ASSERT(extra_bytes <= KVP_BLOCK_EXTRA_BYTES_MAX);
     if (extra_bytes == 0)
         return mix;
+    words[n] = (struct kvp_block_key){{0, 0}}; /* the last of them may be filled in part only */
     words[0] = begin(hasher, DOMAIN_EXTRA, tenant, (uint32_t)extra_bytes);
     memcpy(&words[1], extra, extra_bytes);
     if (hasher->spec.xxh3) {

@@ -266,6 +266,8 @@ struct kvp_core {
     char error_text[512];
     uint64_t error_missing;
     struct arena_block *arena;
+    size_t scratch_used;
+    _Alignas(16) unsigned char scratch[16384];
     uint32_t mark[KVP_SEQUENCES_MAX]; /* which batch named a slot last: finds repetitions */
     uint32_t mark_serial;
 };
