@@ -70,7 +70,7 @@ static void clean_up(void)
         fprintf(stderr, "kill_cache: %s can not be removed\n", trial.folder);
 }
 
-static void fail(const char *what)
+_Noreturn static void fail(const char *what)
 {
     fprintf(stderr, "kill_cache: %s: %s %s\n", what, kvp_error_text(), errno != 0 ? strerror(errno) : "");
     exit(1);
