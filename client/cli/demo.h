@@ -36,7 +36,7 @@ struct demo_worker_board {
     _Atomic uint32_t finished; /* it has no more to do */
     _Atomic uint64_t requests, tokens, bytes;
     _Atomic uint64_t checked_pages, corrupt_bytes;
-    _Atomic uint64_t reused_tokens; /* of prompts, by Fork of an earlier request's pages */
+    _Atomic uint64_t hit_tokens; /* of prompts, found in the cache */
     _Atomic uint64_t samples;
     _Atomic uint32_t advance_ns[DEMO_SAMPLES_MAX]; /* round trips of Advance */
 };

@@ -2,16 +2,15 @@
  * How a worker of the demo serves requests, as an engine would.
  *
  *           admit                 prompt written           all written            the other has checked it
- *   (trace) ─────► JOB_PREFILL ─────────────► JOB_DECODE ─────────────► JOB_CHECKING ─────────────► JOB_KEPT ──► closed
- *                                                                                                   evicted, or at the end
+ *   (trace) ─────► JOB_PREFILL ─────────────► JOB_DECODE ─────────────► JOB_CHECKING ─────────────────► closed
  *
  * One turn: admit requests while there is room; begin an Advance for all that need more of it; one step over a chunk of
  * one prompt and one token of every request that decodes; wait for the Advance, which had the step's time. So the step
- * itself makes no call. A request whose prompt begins like an earlier one's starts as a fork of that, and only writes
- * the rest.
+ * itself makes no call. Pages of prompts are named by keys: what the cache has of a prompt, of whichever worker's, comes
+ * with its sequence, and only the rest is written.
  *
- * Room: the pool is shared by quota. A worker counts the pages that its sequences can come to have, shared or not, and
- * evicts kept ones, least recently used first, so that both never run out of pages together.
+ * Room: the pool is shared by quota. A worker counts the pages that its sequences can come to have, shared or not, so
+ * that both never run out of pages together; cached pages that nobody holds make room by themselves.
  */
 #include "demo_worker.h"
 
@@ -41,93 +40,75 @@ unsigned demo_count_jobs(const struct worker *w, enum job_state state)
     return n;
 }
 
-static enum kvp_status close_job(struct worker *w, struct job *job)
+enum kvp_status demo_close_job(struct worker *w, struct job *job)
 {
-    w->pages -= job->pages;
     job->state = JOB_FREE;
     return kvp_seq_close(w->pool, 1, &job->seq, &w->done);
 }
 
+/* ---- what pages hold --------------------------------------------------------------------------------------------- */
+
+/* The pages of a request's prompt that are of known blocks. */
+static uint32_t prompt_pages(const struct worker *w, const struct demo_request *request)
+{
+    uint64_t tokens = (uint64_t)request->n_blocks * w->trace.block_tokens;
+
+    return (uint32_t)(tokens < request->input_length ? tokens : request->input_length) / DEMO_PAGE_TOKENS;
+}
+
+/* A block of the trace is one or several pages; as it stands for all before it, so do they. */
+static void name_pages(const struct worker *w, const struct demo_request *request, uint32_t first, uint32_t n,
+                       struct page_key *ret_keys)
+{
+    uint32_t block_pages = w->trace.block_tokens / DEMO_PAGE_TOKENS;
+
+    for (uint32_t i = 0; i < n; i++)
+        ret_keys[i] = (struct page_key){request->blocks[(first + i) / block_pages], first + i};
+}
+
+/* How many pages of a prompt, from the first without a name on, can get theirs when so many tokens are reserved. */
+static uint32_t pages_to_name(const struct worker *w, const struct job *job, uint32_t reserved)
+{
+    uint32_t pages = prompt_pages(w, &w->trace.requests[job->request]), room = reserved / DEMO_PAGE_TOKENS;
+
+    pages = pages < room ? pages : room;
+    return pages > job->named ? pages - job->named : 0;
+}
+
 /* ---- admission --------------------------------------------------------------------------------------------------- */
 
-/* How many tokens of a request's prompt an earlier one has written. */
-static uint32_t shared_tokens(const struct worker *w, const struct job *job, const struct demo_request *request)
+/* Its sequence, with what is cached of the prompt; and room for the first chunk, by an Advance of its own. */
+static enum kvp_status open_job(struct worker *w, struct job *job)
 {
-    const struct demo_request *other = &w->trace.requests[job->request];
-    uint32_t n = 0, tokens;
-
-    while (n < other->n_blocks && n < request->n_blocks && other->blocks[n] == request->blocks[n])
-        n++;
-    tokens = n * w->trace.block_tokens;
-    if (tokens > other->input_length)
-        tokens = other->input_length;
-    if (tokens > request->input_length)
-        tokens = request->input_length;
-    return tokens < job->written ? tokens : job->written;
-}
-
-static struct job *find_parent(struct worker *w, const struct demo_request *request, uint32_t *ret_tokens)
-{
-    struct job *best = NULL;
-
-    *ret_tokens = 0;
-    for (unsigned i = 0; i < JOBS_MAX; i++) {
-        uint32_t tokens;
-
-        if (w->jobs[i].state < JOB_DECODE)
-            continue;
-        tokens = shared_tokens(w, &w->jobs[i], request);
-        if (tokens > *ret_tokens) {
-            *ret_tokens = tokens;
-            best = &w->jobs[i];
-        }
-    }
-    return best;
-}
-
-static enum kvp_status evict_one(struct worker *w, bool *ret_evicted)
-{
-    struct job *oldest = NULL;
-
-    for (unsigned i = 0; i < JOBS_MAX; i++)
-        if (w->jobs[i].state == JOB_KEPT && (oldest == NULL || w->jobs[i].used < oldest->used))
-            oldest = &w->jobs[i];
-    *ret_evicted = oldest != NULL;
-    return oldest != NULL ? close_job(w, oldest) : KVP_OK;
-}
-
-/* Its sequence: a fork of the parent, or an empty one; and room for the first chunk, by an Advance of its own. */
-static enum kvp_status open_job(struct worker *w, struct job *job, const struct job *parent, uint32_t tokens)
-{
+    const struct demo_request *request = &w->trace.requests[job->request];
+    uint32_t n = prompt_pages(w, request), cached = 0, reserved, samples;
+    struct kvp_blocks blocks = {.counts = &n, .keys = w->keys, .key_bytes = sizeof(*w->keys)};
     uint64_t key = w->next_key++, before;
-    struct kvp_page_copy copy;
-    uint32_t n_copies = 0, samples;
     enum kvp_status status;
 
-    if (parent != NULL) /* what it is to share must be seen to be written */
-        status = kvp_timeline_wait(w->pool, w->done, WAIT_MS);
-    else
-        status = kvp_seq_open(w->pool, 1, &key, 0, &job->seq);
-    if (status == KVP_OK && parent != NULL)
-        status = kvp_fork(w->pool, 1, &parent->seq, &key, &tokens, &job->seq, &copy, &n_copies, NULL);
-    if (status == KVP_OK)
-        status = kvp_copy_owed(w->step, n_copies, &copy, NULL);
+    name_pages(w, request, 0, n, w->keys);
+    status = kvp_seq_open_blocks(w->pool, 1, &key, 0, &blocks, &job->seq, &cached);
     if (status != KVP_OK)
         return status;
-    job->from = job->written = tokens;
-    job->reserved = job->total - tokens < CHUNK_TOKENS ? job->total : tokens + CHUNK_TOKENS;
+    job->from = job->written = job->reserved = cached;
+    job->named = cached / DEMO_PAGE_TOKENS;
+    reserved = job->total - cached < CHUNK_TOKENS ? job->total : cached + CHUNK_TOKENS;
+    n = pages_to_name(w, job, reserved);
+    name_pages(w, request, job->named, n, w->keys);
+    blocks.first = &job->named;
     before = now_ns();
-    status = kvp_advance(w->pool, 1, &job->seq, &job->reserved, NULL, 0, &copy, &n_copies, NULL);
-    if (status == KVP_ENOPAGES) /* the next turns ask again */
-        job->reserved = tokens;
-    else if (status != KVP_OK)
+    status = kvp_advance_blocks(w->pool, 1, &job->seq, &reserved, &blocks, NULL, 0, NULL, NULL, NULL);
+    if (status != KVP_OK && status != KVP_ENOPAGES) /* then the next turns ask again */
         return status;
     samples = (uint32_t)atomic_fetch_add(&w->me->samples, 1);
     if (samples < DEMO_SAMPLES_MAX)
         atomic_store(&w->me->advance_ns[samples], (uint32_t)(now_ns() - before));
-    atomic_fetch_add(&w->me->reused_tokens, tokens);
-    job->state = job->written < w->trace.requests[job->request].input_length ? JOB_PREFILL : JOB_DECODE;
-    w->pages += job->pages;
+    if (status == KVP_OK) {
+        job->reserved = reserved;
+        job->named += n;
+    }
+    atomic_fetch_add(&w->me->hit_tokens, cached);
+    job->state = job->written < request->input_length ? JOB_PREFILL : JOB_DECODE;
     return KVP_OK;
 }
 
@@ -139,13 +120,12 @@ static struct job *free_job(struct worker *w)
     return NULL;
 }
 
-/* Pages of what can not be evicted. */
-static uint32_t pinned_pages(const struct worker *w)
+static uint32_t pages_in_use(const struct worker *w)
 {
     uint32_t pages = 0;
 
     for (unsigned i = 0; i < JOBS_MAX; i++)
-        if (w->jobs[i].state != JOB_FREE && w->jobs[i].state != JOB_KEPT)
+        if (w->jobs[i].state != JOB_FREE)
             pages += w->jobs[i].pages;
     return pages;
 }
@@ -162,31 +142,19 @@ static enum kvp_status admit(struct worker *w)
     while (demo_more_requests(w) &&
            demo_count_jobs(w, JOB_PREFILL) + demo_count_jobs(w, JOB_DECODE) < DEMO_ACTIVE_MAX) {
         const struct demo_request *request = &w->trace.requests[w->next];
-        uint32_t total = request->input_length + request->output_length, tokens;
+        uint32_t total = request->input_length + request->output_length;
         uint32_t pages = (total + DEMO_PAGE_TOKENS - 1) / DEMO_PAGE_TOKENS + 1;
-        struct job *job = free_job(w), *parent;
-        enum kvp_status status = KVP_OK;
-        bool evicted = true;
+        struct job *job = free_job(w);
+        enum kvp_status status;
 
         if (pages > w->board->quota_pages) {
             w->next++;
             continue;
         }
-        if (pinned_pages(w) + pages > w->board->quota_pages)
+        if (job == NULL || pages_in_use(w) + pages > w->board->quota_pages)
             return KVP_OK;
-        if (job == NULL) {
-            status = evict_one(w, &evicted);
-            if (status != KVP_OK || !evicted)
-                return status;
-            job = free_job(w);
-        }
-        parent = find_parent(w, request, &tokens);
-        if (parent != NULL)
-            parent->used = w->turn;
-        *job = (struct job){.request = w->next, .total = total, .pages = pages, .used = w->turn};
-        status = open_job(w, job, parent, tokens);
-        while (status == KVP_OK && evicted && w->pages > w->board->quota_pages)
-            status = evict_one(w, &evicted);
+        *job = (struct job){.request = w->next, .total = total, .pages = pages};
+        status = open_job(w, job);
         if (status != KVP_OK)
             return status;
         w->next++;
@@ -201,6 +169,7 @@ struct wants {
     struct job *jobs[DEMO_ACTIVE_MAX];
     struct kvp_seq seqs[DEMO_ACTIVE_MAX];
     uint32_t reserved[DEMO_ACTIVE_MAX];
+    uint32_t first[DEMO_ACTIVE_MAX], counts[DEMO_ACTIVE_MAX]; /* of pages to be named */
     struct kvp_advance *advance;
 };
 
@@ -216,6 +185,10 @@ static uint32_t wanted(const struct job *job)
 
 static enum kvp_status begin_advance(struct worker *w, struct wants *wants)
 {
+    struct kvp_blocks blocks = {
+        .counts = wants->counts, .first = wants->first, .keys = w->keys, .key_bytes = sizeof(*w->keys)};
+    uint32_t n_keys = 0;
+
     wants->n = 0;
     wants->advance = NULL;
     for (unsigned i = 0; i < JOBS_MAX && wants->n < DEMO_ACTIVE_MAX; i++) {
@@ -226,26 +199,31 @@ static enum kvp_status begin_advance(struct worker *w, struct wants *wants)
         wants->jobs[wants->n] = job;
         wants->seqs[wants->n] = job->seq;
         wants->reserved[wants->n] = wanted(job);
+        wants->first[wants->n] = job->named;
+        wants->counts[wants->n] = pages_to_name(w, job, wanted(job));
+        name_pages(w, &w->trace.requests[job->request], job->named, wants->counts[wants->n], w->keys + n_keys);
+        n_keys += wants->counts[wants->n];
         wants->n++;
     }
     if (wants->n == 0)
         return KVP_OK;
-    return kvp_advance_begin(w->pool, wants->n, wants->seqs, wants->reserved, NULL, 0, &wants->advance);
+    return kvp_advance_blocks_begin(w->pool, wants->n, wants->seqs, wants->reserved, &blocks, NULL, 0, &wants->advance);
 }
 
-static enum kvp_status end_advance(struct worker *w, struct wants *wants)
+static enum kvp_status end_advance(struct wants *wants)
 {
     struct kvp_page_copy copies[DEMO_ACTIVE_MAX];
     uint32_t n_copies, missing;
     enum kvp_status status;
-    bool evicted;
 
     if (wants->advance == NULL)
         return KVP_OK;
     status = kvp_advance_wait(wants->advance, copies, &n_copies, &missing);
-    for (uint32_t i = 0; i < wants->n && status == KVP_OK; i++)
+    for (uint32_t i = 0; i < wants->n && status == KVP_OK; i++) {
         wants->jobs[i]->reserved = wants->reserved[i];
-    return status == KVP_ENOPAGES ? evict_one(w, &evicted) : status;
+        wants->jobs[i]->named += wants->counts[i];
+    }
+    return status == KVP_ENOPAGES ? KVP_OK : status; /* the next turn asks again */
 }
 
 /* ---- a step ------------------------------------------------------------------------------------------------------ */
@@ -343,7 +321,6 @@ static enum kvp_status run_step(struct worker *w, const struct batch *batch)
         struct job *job = batch->jobs[i];
 
         job->written += batch->tokens[i];
-        job->used = w->turn;
         if (job->state == JOB_PREFILL && job->written >= w->trace.requests[job->request].input_length)
             job->state = JOB_DECODE;
     }
@@ -375,7 +352,7 @@ static enum kvp_status hand_over(struct worker *w)
                 return status;
             waited = true;
         }
-        job->state = w->peer_gone ? JOB_KEPT : JOB_CHECKING;
+        job->state = JOB_CHECKING;
         demo_send(w, &message);
     }
     return KVP_OK;
@@ -389,7 +366,6 @@ enum kvp_status demo_serve_turn(struct worker *w, bool *ret_idle)
     struct batch batch;
     enum kvp_status status, ended;
 
-    w->turn++;
     *ret_idle = true;
     status = admit(w);
     if (status == KVP_OK)
@@ -401,18 +377,8 @@ enum kvp_status demo_serve_turn(struct worker *w, bool *ret_idle)
         *ret_idle = false;
         status = run_step(w, &batch);
     }
-    ended = end_advance(w, &wants);
+    ended = end_advance(&wants);
     if (status == KVP_OK)
         status = ended;
     return status == KVP_OK ? hand_over(w) : status;
-}
-
-enum kvp_status demo_close_kept(struct worker *w)
-{
-    enum kvp_status status = KVP_OK;
-    bool evicted = true;
-
-    while (status == KVP_OK && evicted)
-        status = evict_one(w, &evicted);
-    return status;
 }

@@ -2,8 +2,8 @@
  * What the demo serves: requests of a trace file (trace.h), or of the built-in workload in the same form, as fast as the
  * workers can.
  *
- * A request goes to the worker that served the deepest of its blocks, since that one holds their pages, else to the one
- * with fewer tokens so far. Both workers work that out for themselves, from the same trace.
+ * A request goes to the worker that served the deepest of its blocks, as routers of requests do, else to the one with
+ * fewer tokens so far. Both workers work that out for themselves, from the same trace.
  */
 #include "demo.h"
 

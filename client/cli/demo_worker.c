@@ -1,7 +1,7 @@
 /**
  * A worker of the demo: a process that serves its share of the requests (demo_serve.c) and checks the other's pages.
  *
- *   attach, ready ──go──► turns: answer the other worker, serve ──all served or stop──► close what is kept, BYE
+ *   attach, ready ──go──► turns: answer the other worker, serve ──all served or stop──► BYE
  *                                                                                          │ the other's checks
  *                                                                     detached, ended ◄────┘ until its BYE, or its end
  *
@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -67,9 +68,8 @@ static enum kvp_status take_message(struct worker *w, const struct message *mess
         if (message->job >= JOBS_MAX || w->jobs[message->job].state != JOB_CHECKING)
             return KVP_EPROTO;
         job = &w->jobs[message->job];
-        job->state = JOB_KEPT;
         atomic_fetch_add(&w->me->requests, 1);
-        return KVP_OK;
+        return demo_close_job(w, job);
     case MESSAGE_BYE:
         w->peer_bye = true;
         return KVP_OK;
@@ -94,9 +94,9 @@ static enum kvp_status serve_peer(struct worker *w, int timeout_ms)
         else if (got >= 0 || errno != EINTR)
             w->peer_gone = true;
     }
-    for (unsigned i = 0; w->peer_gone && i < JOBS_MAX; i++)
+    for (unsigned i = 0; w->peer_gone && i < JOBS_MAX && status == KVP_OK; i++)
         if (w->jobs[i].state == JOB_CHECKING)
-            w->jobs[i].state = JOB_KEPT;
+            status = demo_close_job(w, &w->jobs[i]);
     return status;
 }
 
@@ -117,8 +117,6 @@ static enum kvp_status work(struct worker *w)
         if (status == KVP_OK && !done)
             status = demo_serve_turn(w, &idle);
     }
-    if (status == KVP_OK)
-        status = demo_close_kept(w);
     if (status != KVP_OK)
         return status;
     if (kvp_step_errors(w->step, NULL) != 0) {
@@ -158,6 +156,9 @@ static enum kvp_status set_up(struct worker *w)
         status = kvp_timeline_id(w->pool, TIMELINE, &w->done.timeline);
     if (status == KVP_OK)
         status = kvp_timeline_value(w->pool, w->done.timeline, &w->done.value);
+    w->keys = calloc(w->trace.longest / DEMO_PAGE_TOKENS + 1 + DEMO_ACTIVE_MAX * KEYS_OF_ADVANCE, sizeof(*w->keys));
+    if (w->keys == NULL)
+        return KVP_ENOMEM;
     w->next_key = 1;
     w->fault_due = w->board->inject_fault != 0 && w->index == 0;
     return status;
@@ -166,6 +167,7 @@ static enum kvp_status set_up(struct worker *w)
 /* After a failure the pool stays attached, to be cleaned up by the daemon when this process ends. */
 static enum kvp_status tear_down(struct worker *w, bool detach)
 {
+    free(w->keys);
     demo_checker_destroy(w->checker);
     kvp_step_destroy(w->step);
     for (int i = 0; i < 2 && w->pool != NULL; i++)

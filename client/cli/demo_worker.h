@@ -7,24 +7,30 @@
 #include "demo.h"
 
 #define JOBS_MAX         256
-#define CHUNK_TOKENS     128u /* of a prompt in one step */
-#define LOOKAHEAD_TOKENS 32u  /* room ahead of a request that decodes */
+#define CHUNK_TOKENS     128u                                      /* of a prompt in one step */
+#define LOOKAHEAD_TOKENS 32u                                       /* room ahead of a request that decodes */
+#define KEYS_OF_ADVANCE  (2 * CHUNK_TOKENS / DEMO_PAGE_TOKENS + 2) /* of one sequence, at most */
 #define STEP_TOKENS      (CHUNK_TOKENS + DEMO_ACTIVE_MAX)
 #define TIMELINE         1u /* of this session: where its appends end */
 #define WAIT_MS          30000u
 #define CHECK_KEY        (1ull << 62) /* keys of forks for checking */
 
-enum job_state { JOB_FREE, JOB_PREFILL, JOB_DECODE, JOB_CHECKING, JOB_KEPT };
+enum job_state { JOB_FREE, JOB_PREFILL, JOB_DECODE, JOB_CHECKING };
+
+/* What a page of a prompt is known by: its block of the trace, and its place in the prompt. */
+struct page_key {
+    uint64_t block, page;
+};
 
 struct job {
     enum job_state state;
     struct kvp_seq seq;
     size_t request;
-    uint32_t from;              /* tokens that came by fork */
+    uint32_t from;              /* tokens that were cached */
+    uint32_t named;             /* pages that have their keys */
     uint32_t written, reserved; /* tokens */
     uint32_t total;             /* tokens when it is done */
     uint32_t pages;             /* that it can come to have */
-    uint64_t used;              /* when, in turns */
 };
 
 enum message_kind { MESSAGE_CHECK = 1, MESSAGE_CHECKED = 2, MESSAGE_BYE = 3 };
@@ -56,9 +62,9 @@ struct worker {
     unsigned next_source;
     size_t layer_stride; /* between layers in sources; 0: each layer is appended before the next is made (host) */
     struct job jobs[JOBS_MAX];
-    uint32_t pages; /* of all jobs */
-    size_t next;    /* request to look at */
-    uint64_t turn, next_key;
+    struct page_key *keys; /* of the call at hand */
+    size_t next;           /* request to look at */
+    uint64_t next_key;
 };
 
 /* ---- demo_worker.c ----------------------------------------------------------------------------------------------- */
@@ -79,7 +85,7 @@ enum kvp_status demo_serve_turn(struct worker *w, bool *ret_idle);
 /** Whether a request of this worker's is still to be taken. */
 bool demo_more_requests(struct worker *w);
 unsigned demo_count_jobs(const struct worker *w, enum job_state state);
-/** Close the kept sequences. */
-enum kvp_status demo_close_kept(struct worker *w);
+/** Close a job's sequence; what is known by keys stays cached. */
+enum kvp_status demo_close_job(struct worker *w, struct job *job);
 
 #endif
