@@ -967,7 +967,7 @@ struct kvp_stats {
     uint64_t epoch, uptime_ms;
     uint8_t instance[16];
     uint64_t calls, calls_failed;
-    uint32_t adoptions; /* restarts that this ledger has seen */
+    uint32_t adoptions;                         /* restarts that this ledger has seen */
     uint64_t last_pause_us, last_pause_unix_ms; /* until what was adopted was served, and when it was; 0: none was */
     enum kvp_keeper keeper;
     uint64_t audits;                                    /* of the ledger, since the daemon's start */
@@ -993,13 +993,13 @@ KVP_API enum kvp_status kvp_audit(struct kvp_client *client, uint32_t *ret_count
 
 /* What an audit of the ledger and of pages' bytes found. One block of memory, to be freed by free(). */
 struct kvp_page_audit {
-    uint32_t violations;          /* of the ledger, and damaged pages */
-    uint64_t pages_checked;       /* sealed ones of pools with page_digests, whose bytes were compared */
+    uint32_t violations;           /* of the ledger, and damaged pages */
+    uint64_t pages_checked;        /* sealed ones of pools with page_digests, whose bytes were compared */
     uint64_t pages_without_digest; /* sealed ones whose digest is not taken yet: a moment later it is */
-    uint64_t pages_damaged;       /* of those checked: their bytes are not those that were sealed */
+    uint64_t pages_damaged;        /* of those checked: their bytes are not those that were sealed */
     uint32_t n_texts, n_damaged;
-    const char **texts;          /* [n_texts] the first violations */
-    const char **damaged_pools;  /* [n_damaged] the first 1024: pool … */
+    const char **texts;            /* [n_texts] the first violations */
+    const char **damaged_pools;    /* [n_damaged] the first 1024: pool … */
     const uint32_t *damaged_pages; /* … and page */
 };
 /**
