@@ -334,10 +334,7 @@ START_TEST(a_row_of_another_version_than_the_table_has_is_skipped_and_reported)
     struct kvp_table_head heads[2] = {{.version = 4, .row_pages = 2}, {.version = 6, .row_pages = 2}};
     int32_t rows[2][2] = {{1, 2}, {3, 0}}, slots[2] = {0, 1}, starts[2] = {0, 17};
     uint32_t versions[2] = {2, 6};
-    struct {
-        struct kvp_error_ring ring;
-        struct kvp_error_record records[4];
-    } errors = {.ring = {.capacity = 4}};
+    struct kvp_error_ring *errors = calloc(1, sizeof *errors + 4 * sizeof errors->records[0]);
     int64_t sources[2] = {0x1111111111111111, 0x2222222222222222};
     small_source = (struct kvp_token_view){sources, 8, 8};
     args.at = (struct kvp_address){
@@ -350,14 +347,17 @@ START_TEST(a_row_of_another_version_than_the_table_has_is_skipped_and_reported)
         .start_lengths = starts,
         .row_versions = versions,
     };
-    args.errors = &errors.ring;
+    ck_assert_ptr_nonnull(errors);
+    errors->capacity = 4;
+    args.errors = errors;
     ck_assert_int_eq(kvp_host_append(&args, 0), KVP_OK);
-    ck_assert_uint_eq(errors.ring.count, 1);
-    ck_assert_uint_eq(errors.ring.records[0].kind, KVP_BAD_VERSION);
-    ck_assert_int_eq(errors.ring.records[0].token, 0);
-    ck_assert_int_eq(errors.ring.records[0].value, 4);
+    ck_assert_uint_eq(errors->count, 1);
+    ck_assert_uint_eq(errors->records[0].kind, KVP_BAD_VERSION);
+    ck_assert_int_eq(errors->records[0].token, 0);
+    ck_assert_int_eq(errors->records[0].value, 4);
     for (size_t i = 0; i < sizeof page_bytes; i++) /* page 0, token 1 is position 17 of row {3, 0} */
         ck_assert_uint_eq(page_bytes[i], i / 8 == 1 ? 0x22 : 0x55);
+    free(errors);
 }
 END_TEST
 
