@@ -10,7 +10,7 @@
  *                                     ▲            │ one died: asked again, KVP_JOB_ATTEMPTS times
  *                                     └────────────┘
  *
- * One batch at a time. A page may be given up, and be taken by another, while its bytes are read: a digest is kept only
+ * One batch at a time, of a pass and of the check by turns. A page may be given up, and be taken by another, while its bytes are read: a digest is kept only
  * where the mark of its batch still is (kvp_digest_begin), and compared only where the one that was kept still is.
  *
  * A pool over several GPUs has a page on each: its digest is the sum of theirs, each turned by its rank.
@@ -22,8 +22,7 @@
 
 #define LOOKS       16384u         /* page records in one tick: some 50 us */
 #define BATCH_BYTES (256ull << 20) /* read for one batch, or a page */
-#define PASS_MS     20u            /* from the end of a pass to the next … */
-#define PASS_SHARE  8u             /* … and so many times as long as it took */
+#define PASS_MS     20u            /* from the end of a pass to the next, and a millisecond for each of its ticks */
 #define RETRY_MS    10000u         /* after executors could not do it */
 #define LOGGED      8u             /* damaged pages of a check */
 
@@ -245,7 +244,6 @@ static void pass_slice(struct kvp_core *core, uint32_t slot)
     if ((digests->pass >> slot & 1) == 0) {
         digests->wanted &= ~(1ull << slot);
         digests->pass |= 1ull << slot;
-        pool->digests_began_ms = core->now_ms;
         pool->digests_cursor = 0;
     }
     if (!keeps_digests(core, pool) ||
@@ -256,7 +254,7 @@ static void pass_slice(struct kvp_core *core, uint32_t slot)
     }
     if (pool->digests_cursor >= pool->spec->pages) {
         digests->pass &= ~(1ull << slot);
-        pool->digests_next_ms = core->now_ms + PASS_MS + PASS_SHARE * (core->now_ms - pool->digests_began_ms);
+        pool->digests_next_ms = core->now_ms + PASS_MS + pool->spec->pages / LOOKS;
     }
     if (digests->batch.n != 0)
         batch_start(core, pool, DIGEST_TAKE);
@@ -328,14 +326,19 @@ static void check_slice(struct kvp_core *core)
 
 void core_digests_tick(struct kvp_core *core)
 {
-    const struct digest_check *check = &core->digests.check;
+    struct digests *digests = &core->digests;
     uint32_t slot = 0;
-    if (core->digests.batch.work != DIGEST_NONE)
+    if (digests->batch.work != DIGEST_NONE)
         return;
-    if (check->active || check->wanted > check->begun)
-        check_slice(core);
-    else if (pass_due(core, &slot) <= core->now_ms)
+    bool check = digests->check.active || digests->check.wanted > digests->check.begun;
+    bool pass = pass_due(core, &slot) <= core->now_ms;
+    if (pass && (!check || digests->pass_is_next)) {
+        digests->pass_is_next = false;
         pass_slice(core, slot);
+    } else if (check) {
+        digests->pass_is_next = true;
+        check_slice(core);
+    }
 }
 
 bool core_digests_settle(struct kvp_core *core)

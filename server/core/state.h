@@ -108,7 +108,7 @@ struct pool_state {
     uint64_t pins_check_ms;      /* no pin's lease ends before */
     uint32_t *pending; /* [max_sequences] slots of transfers under way; stale entries are dropped when met */
     uint32_t n_pending;
-    uint64_t digests_began_ms, digests_next_ms; /* the pass under way; the next one's time */
+    uint64_t digests_next_ms; /* when the next pass may begin */
     uint32_t digests_cursor;
 };
 
@@ -217,6 +217,7 @@ struct digest_check {
 struct digests {
     uint64_t pools, wanted, pass; /* a bit a pool: keeps digests; a pass is to be made; one is under way */
     uint64_t seals;               /* of the ledger, as seen last */
+    bool pass_is_next;            /* the check had its slice */
     struct digest_batch batch;
     struct digest_check check;
 };

@@ -312,6 +312,36 @@ START_TEST(checks_asked_for_together_are_one_and_a_pool_deleted_meanwhile_is_no_
 }
 END_TEST
 
+START_TEST(who_asks_again_and_again_does_not_hold_up_the_taking)
+{
+    static const struct pool_of large = {
+        .name = "p", .pages = 640, .page_tokens = 4, .layers = 1, .max_sequences = 16, .page_digests = true};
+    struct shell_call *calls[12];
+    shell_end(shell);
+    begin_with(&large);
+    write_pages(1, 300);
+    shell_run_ms(shell, 200);
+    shell->hold_jobs = true;
+    calls[0] = ask();
+    shell_run_ms(shell, 1);
+    write_pages(2, 300);
+    shell_run_ms(shell, 100);
+    for (int i = 1; i < 12; i++) { /* always one more before the last is over */
+        calls[i] = ask();
+        shell_jobs_run(shell, 1);
+        shell_run_ms(shell, 1);
+    }
+    shell->hold_jobs = false;
+    shell_jobs_run(shell, 1);
+    for (int i = 0; i < 12; i++)
+        shell_run_ms(shell, 1);
+    ck_assert_uint_eq(what_of(calls[11]).missing, 0);
+    ck_assert_uint_eq(what_of(calls[11]).checked, 600);
+    for (int i = 0; i < 12; i++)
+        shell_call_free(shell, calls[i]);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("core_digests");
@@ -327,6 +357,7 @@ int main(void)
     tcase_add_test(t, an_earlier_daemons_batch_of_the_same_number_and_size_is_not_taken_for_this_ones);
     tcase_add_test(t, damage_on_any_gpu_of_a_pool_is_found);
     tcase_add_test(t, checks_asked_for_together_are_one_and_a_pool_deleted_meanwhile_is_no_matter);
+    tcase_add_test(t, who_asks_again_and_again_does_not_hold_up_the_taking);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
