@@ -57,7 +57,7 @@ mkdir -p "$bundle"/{bin,lib,tests}
 for program in "$build"/bin/*; do
     if [ -f "$program" ] && [ -x "$program" ]; then cp "$program" "$bundle/bin/"; fi
 done
-for program in "$build"/tests/{kernels_matrix,kernels_cuda,exec_gpu,attach_by_grpc_gpu,stack_gpu.sh,python_gpu.py} \
+for program in "$build"/tests/{kernels_matrix,kernels_cuda,exec_gpu,attach_by_grpc_gpu,survive_gpu,stack_gpu.sh,python_gpu.py} \
     "$build"/tests/kill_cache{,_gpu.sh} \
     "$build"/tests/kvp_bench_*; do
     if [ -f "$program" ]; then cp "$program" "$bundle/tests/"; fi

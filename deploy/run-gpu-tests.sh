@@ -22,7 +22,7 @@ done
 shift $((OPTIND - 1))
 [ -d "$folder/tests" ] && [ -d "$folder/bin" ] || { echo "$folder has no tests/ and bin/" >&2; exit 2; }
 
-tests=(kernels_matrix kernels_cuda exec_gpu attach_by_grpc_gpu stack_gpu.sh python_gpu.py kill_cache_gpu.sh)
+tests=(kernels_matrix kernels_cuda exec_gpu attach_by_grpc_gpu survive_gpu stack_gpu.sh python_gpu.py kill_cache_gpu.sh)
 benches=(kvp_bench_kernels kvp_bench_python.py)
 limit_s=${KVPOOL_TEST_LIMIT_S:-300}
 passed=0 failed=0 skipped=0
