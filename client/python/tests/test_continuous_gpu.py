@@ -80,7 +80,7 @@ class OnTheGpu(unittest.TestCase):
             for pointer in pointers:
                 self.assertTrue(any(begin <= pointer < end for begin, end in ranges))
 
-    def test_a_cache_that_does_not_fit_the_region_is_LimitReached(self) -> None:
+    def test_a_cache_that_is_larger_than_all_regions_is_refused(self) -> None:
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         from kvpool.hf import continuous
@@ -88,7 +88,7 @@ class OnTheGpu(unittest.TestCase):
         pool = self.client.create_pool(self.spec._replace(region_bytes=2 << 20))
         model = hf_models.make(device="cuda")
         model.set_attn_implementation("paged|sdpa")
-        with continuous.install(pool), self.assertRaises(kvpool.LimitReached):
+        with continuous.install(pool), self.assertRaisesRegex(kvpool.InvalidArgument, "for regions"):
             model.generate_batch(
                 [[5, 6, 7]], generation_config=GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1),
                 continuous_batching_config=ContinuousBatchingConfig(num_blocks=8192, block_size=16,
