@@ -25,6 +25,7 @@ need_packages "${packages_build[@]}" "${packages_test[@]}" ${clang:+"${packages_
 
 # Sockets, runtime folders and logs of the tests go into a folder of this run's own, which must be empty at the end.
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/kvpool-test.XXXXXX")
+chmod 711 "$scratch" # the tests' second user goes through it
 export TMPDIR=$scratch
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
 export TSAN_OPTIONS="suppressions=$PWD/tests/support/tsan.supp halt_on_error=1"
