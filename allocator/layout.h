@@ -187,7 +187,10 @@ struct block_policy {
     uint32_t evictions, missed;           /* and of these, about how many were asked for soon after */
     uint32_t superseded, superseded_back; /* evicted; asked for again, evicted or not */
     uint32_t leaves, leaves_back;
-    uint32_t life;                                /* lookups that the page evicted last had been there */
+    uint32_t life;         /* lookups that the page evicted last had been there */
+    uint32_t plain_life;   /* … that pages would be there with scale 0, when the scale was chosen */
+    uint32_t gained, lost; /* samples found, and missed, only because of the scale */
+    uint32_t doubts;       /* times that more were lost than gained, less those that it went well */
     uint32_t cached[KVP_CLASSES];                 /* samples: let go of */
     uint32_t again[KVP_CLASSES][KVP_POLICY_BINS]; /* … and asked for again, by age */
 };

@@ -19,7 +19,9 @@
  * scale · weight(c) lookups unless they are asked for before, the pool is full of them when the lookups that they stay,
  * summed, are its pages times the lookups counted (Little's law); L is the largest that fits, and what is asked for
  * again within that life are the hits to expect. A scale is taken when it promises PROMISE more than LRU three times in
- * a row, and dropped at the first time that it does not. Superseded pages, and leaves, go to class 0 as long as nearly
+ * a row, and dropped at the first time that it does not, or when more samples were lost by it than gained: missed at
+ * ages that they would not have reached with scale 0, or found beyond those. After that it has to promise twice as
+ * often, and so on, before it is taken again. Superseded pages, and leaves, go to class 0 as long as nearly
  * none of them were asked for again, compared with what leaves in their place.
  *
  * All of it are hints: stored without the undo log, and any value of them is safe. No more than 8 bytes a page.
@@ -40,6 +42,9 @@
 #define HORIZON       8u /* pools' worth of samples after which the older ones count half */
 #define SAMPLES_MIN   500u
 #define PROMISE(hits) ((hits) + (hits)*3 / 100 + 8)
+#define LOST_MORE     8u   /* samples lost beyond those gained: not by chance */
+#define LOST_HORIZON  256u /* samples gained or lost after which the older ones count half */
+#define DOUBTS_MAX    6u
 
 static const uint32_t weights[KVP_CLASSES] = {0, 0, 1, 2, 3, 4, 5, 6};
 
@@ -167,8 +172,12 @@ void policy_found(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t 
     const struct block_entry *entry = &m->entries[page];
     if (!is_adaptive(m))
         return;
-    if (is_sampled(entry))
-        count(ledger, &m->policy->again[USE_CLASS(entry->use)][bin_of(m->pool->tick - USE_STAMP(entry->use))], 1);
+    if (is_sampled(entry)) {
+        uint32_t age = m->pool->tick - USE_STAMP(entry->use);
+        count(ledger, &m->policy->again[USE_CLASS(entry->use)][bin_of(age)], 1);
+        if (m->policy->scale != 0 && age > m->policy->plain_life)
+            count(ledger, &m->policy->gained, 1);
+    }
     came_back(ledger, m->policy, USE_KIND(entry->use), 1);
 }
 
@@ -185,6 +194,8 @@ uint32_t policy_published(struct kvp_ledger *ledger, const struct pool_map *m, u
         return 0;
     uint32_t class = ghost >> 18 & 7u, hits = ghost >> 14 & 15u, age = ghost_age(m, ghost);
     count(ledger, &policy->again[class][bin_of(age)], 1);
+    if (policy->scale != 0 && age <= policy->plain_life)
+        count(ledger, &policy->lost, 1);
     if (class > 1 && age <= policy->life + policy->life / 8 + 1)
         count(ledger, &policy->missed, SAMPLE);
     came_back(ledger, policy, class == 0 ? USE_SUPERSEDED : class == 1 ? USE_LEAF : USE_PLAIN, SAMPLE);
@@ -399,6 +410,27 @@ static void forget_half(struct kvp_ledger *ledger, const struct block_policy *po
     hint(ledger, &policy->lookups, policy->lookups / 2 + 1);
 }
 
+/* Whether the scale in use lost more than it gained. */
+static bool is_doubtful(struct kvp_ledger *ledger, const struct block_policy *policy)
+{
+    uint32_t gained = policy->gained, lost = policy->lost;
+    if (policy->scale == 0)
+        return false;
+    if (lost > (uint64_t)gained + LOST_MORE) {
+        hint(ledger, &policy->doubts, policy->doubts < DOUBTS_MAX ? policy->doubts + 1 : DOUBTS_MAX);
+        hint(ledger, &policy->gained, 0);
+        hint(ledger, &policy->lost, 0);
+        return true;
+    }
+    if ((uint64_t)gained + lost > LOST_HORIZON) {
+        if (policy->doubts != 0 && gained > 2ull * lost)
+            hint(ledger, &policy->doubts, policy->doubts - 1);
+        hint(ledger, &policy->gained, gained / 2);
+        hint(ledger, &policy->lost, lost / 2);
+    }
+    return false;
+}
+
 static void choose_scale(struct kvp_ledger *ledger, const struct pool_map *m)
 {
     const struct block_policy *policy = m->policy;
@@ -420,8 +452,11 @@ static void choose_scale(struct kvp_ledger *ledger, const struct pool_map *m)
     }
     if (best != 0 && policy->scale != 0 && best_hits < now_hits + now_hits / 100)
         best = policy->scale;
+    hint(ledger, &policy->plain_life, life > 0 ? (uint32_t)life : 0);
+    if (is_doubtful(ledger, policy))
+        best = 0;
     hint(ledger, &policy->wanted, best != 0 ? policy->wanted + 1 : 0);
-    if (best == 0 || policy->wanted >= PERSIST)
+    if (best == 0 || best == policy->scale || policy->wanted >= PERSIST << (policy->doubts & 7u))
         hint(ledger, &policy->scale, best);
     if (samples * SAMPLE > (uint64_t)HORIZON * m->pool->pages && samples > 2 * SAMPLES_MIN)
         forget_half(ledger, policy);
