@@ -7,7 +7,10 @@
  *
  * Jobs of one attachment tell their ends on one timeline, in rising order. An executor keeps the order of what it was
  * given; so a job waits while an earlier one of its timeline is with another executor. The value of a failed job is
- * written when none of its timeline is open any more: an earlier one must not seem done by it.
+ * written when none of its timeline is open any more: an earlier one must not seem done by it. An executor that fails one
+ * sets the timeline's error word before it begins a later one; so a value without an error says of each job that it was
+ * done, also where the answer died with its executor. Whoever saw the value has the tokens, and may have changed the
+ * buffer that they came from: such a job is not done again.
  */
 #include "op.h"
 
@@ -62,7 +65,7 @@ bool core_job_about_to_end(const struct kvp_core *core, uint32_t slot)
 {
     const struct job_state *job = &core->jobs[slot];
     const struct pool_state *pool = &core->pools[job->pool.slot];
-    return job->id.generation != 0 && job->sent != 0 && pool->id.generation == job->pool.generation &&
+    return job->id.generation != 0 && pool->id.generation == job->pool.generation &&
            core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value});
 }
 
@@ -224,10 +227,20 @@ static bool next_rank(struct kvp_core *core, struct job_state *job)
     return true;
 }
 
+/* Zeroing is never taken for done: only the last slab's part of it has a value, and it can be done again. */
+static bool done_by_value(struct kvp_core *core, const struct job_state *job)
+{
+    const struct pool_state *pool = pool_of(core, job);
+    return pool != NULL && job->value != 0 && !core_job_zeroes(core, job->id.slot) &&
+           core_timeline_reached(pool, (struct kvp_after){job->timeline, job->value}) &&
+           __atomic_load_n(&pool->timelines[job->timeline].error, __ATOMIC_ACQUIRE) == 0;
+}
+
 /* A job of an earlier daemon that no executor knows. */
 static void end_unknown(struct kvp_core *core, struct job_state *job)
 {
-    end(core, job, KVP_EDEVICE, "the daemon was killed before an executor had this work");
+    end(core, job, done_by_value(core, job) ? KVP_OK : KVP_EDEVICE,
+        "the daemon was killed before an executor had this work");
 }
 
 /* An answer to core_jobs_ask. */
@@ -281,7 +294,9 @@ void core_jobs_executor_gone(struct kvp_core *core, uint32_t executor)
             continue;
         job->sent = 0;
         core->unsent_jobs++;
-        if (job->packed == NULL)
+        if (done_by_value(core, job))
+            end(core, job, KVP_OK, "");
+        else if (job->packed == NULL)
             end(core, job, KVP_EDEVICE, "the executor died over work that an earlier daemon gave it");
         else if (++job->attempts >= KVP_JOB_ATTEMPTS)
             end(core, job, KVP_EDEVICE, "the executor died over this job again and again");

@@ -462,8 +462,8 @@ enum exec_tag {
 enum kvp_status core_job_take(struct kvp_core *core, struct kvp_job_id id, const Kvpool__V1__ExecJobRequest *request);
 /* Undo core_job_take: the transaction was not committed. */
 void core_job_forget(struct kvp_core *core, struct kvp_job_id id);
-/* Has the job in a slot written its value? It ends as soon as its executor's answer is read: who saw the value waits
- * for that, and is not refused. */
+/* Has the job in a slot written its value? It ends as soon as its executor's answer is read, or the next one's where it
+ * died over that: who saw the value waits for it, and is not refused. */
 bool core_job_about_to_end(const struct kvp_core *core, uint32_t slot);
 /* Is the job in a slot of the ledger one that zeroes pages? Calls wait for it, and are not refused. */
 bool core_job_zeroes(const struct kvp_core *core, uint32_t slot);

@@ -10,7 +10,8 @@
  * rows cut to the length after the append, copies in groups in which no page is both read and written. A request of
  * kind JOB_NONE asks what came of a job: a daemon started anew has its number but not its bytes.
  *
- * A failed job stores no completion value: the daemon ends its timeline. Main thread only, but for job_run.
+ * A failed job stores its status in its timeline's error word, and no completion value: that is the daemon's to store.
+ * Main thread only, but for job_run.
  */
 #include "exec.h"
 
@@ -392,7 +393,7 @@ static enum kvp_status prepare_order(struct kvp_exec_job *job, struct kvp_exec_e
         job->item.task.wait_value = r->wait_value;
     }
     if (r->done_value != 0) {
-        job->work.done = &timelines[r->done_timeline];
+        job->work.done = job->item.task.done = &timelines[r->done_timeline];
         job->work.done_value = r->done_value;
     }
     return KVP_OK;
@@ -572,6 +573,7 @@ void kvp_exec_job(struct kvp_exec *exec, struct kvp_exec_request *request)
     if (status == KVP_OK && kvp_exec_queue_submit(exec->queue, &job->item.task) != KVP_OK)
         status = kvp_exec_fail(&error, KVP_ENOMEM, "no memory or thread for the job");
     if (status != KVP_OK) {
+        kvp_exec_task_failed(&job->item.task, status);
         answer(exec, job->tag, job->job, status, error.text);
         job->request = NULL; /* still the loop's */
         job_free(exec, job);

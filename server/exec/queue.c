@@ -85,6 +85,12 @@ static enum kvp_status wait_outcome(struct kvp_exec_task *task)
                          (unsigned long long)error);
 }
 
+void kvp_exec_task_failed(const struct kvp_exec_task *task, enum kvp_status status)
+{
+    if (task->done != NULL)
+        __atomic_store_n(&task->done->error, (uint64_t)-status, __ATOMIC_RELEASE);
+}
+
 static void *work(void *arg)
 {
     struct kvp_exec_queue *queue = arg;
@@ -104,6 +110,8 @@ static void *work(void *arg)
             task->status = queue->backend->worker_open(task->device, &worker, &task->error);
         if (task->status == KVP_OK)
             task->status = task->run(task, worker, &task->error);
+        if (task->status != KVP_OK)
+            kvp_exec_task_failed(task, task->status);
         tell_done(queue, task);
     }
     if (worker != NULL)

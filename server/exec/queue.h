@@ -26,6 +26,7 @@ struct kvp_exec_task {
     uint64_t pool;                   /* for cancelling */
     const struct kvp_timeline *wait; /* NULL: none */
     uint64_t wait_value;
+    struct kvp_timeline *done; /* NULL: none; its error word is set where the task fails, before the next one begins */
     enum kvp_status (*run)(struct kvp_exec_task *task, struct kvp_exec_worker *worker, struct kvp_exec_error *reterr);
     /* what came of it */
     enum kvp_status status;
@@ -36,6 +37,9 @@ struct kvp_exec_task {
 };
 
 struct kvp_exec_queue;
+
+/** Say on its timeline that a task failed. Any thread. */
+void kvp_exec_task_failed(const struct kvp_exec_task *task, enum kvp_status status);
 
 enum kvp_status kvp_exec_queue_create(const struct kvp_exec_backend *backend, struct kvp_exec_queue **ret_queue);
 /** The fd that polls readable while tasks are done. */

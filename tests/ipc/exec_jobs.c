@@ -559,6 +559,7 @@ START_TEST(a_wait_that_the_daemon_ended_for_its_dead_owner_fails_the_job)
     ck_assert_int_eq(answer.status, KVP_ESESSION);
     exec_answer_free(&answer);
     ck_assert_uint_eq(pool.timelines[32].value, 0);
+    ck_assert_uint_eq(pool.timelines[32].error, (uint64_t)-KVP_ESESSION); /* said before a later job stores its value */
     exec_pool_check(&pool, "nothing is written");
     exec_batch_free(&batch);
     exec_pool_free(&pool);

@@ -349,6 +349,57 @@ START_TEST(an_executor_that_dies_in_the_middle_is_replaced_and_the_append_done_a
 }
 END_TEST
 
+/* Its bytes and its value are there when the executor dies; its answer is not. */
+static void do_without_answer(void)
+{
+    shell->hold_jobs = true;
+    ck_assert_int_eq(finish(append(0, 4, 0)), KVP_OK);
+    shell_pump(shell);
+    shell_timelines(shell)[0].value = 1;
+    shell_executor_kill(shell, 0);
+}
+
+START_TEST(an_append_whose_executor_died_over_the_answer_is_done_and_not_done_again)
+{
+    do_without_answer();
+    ck_assert(shell_step(shell)); /* the core knows; the next one is not there yet */
+    ck_assert_int_eq(shell_advance(shell, a, "p", seq, 20, 0), KVP_OK);
+    shell_pump(shell);
+    ck_assert_uint_eq(shell->executors[0].n_jobs, 0);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 4);
+}
+END_TEST
+
+START_TEST(an_append_whose_executor_and_daemon_died_over_the_answer_is_done)
+{
+    const struct kvp_session_id sessions[] = {a.session};
+    do_without_answer();
+    shell_restart(shell, sessions, 1);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 4);
+    ck_assert_uint_eq(shell_timelines(shell)[0].error, 0);
+    ck_assert_int_eq(shell_advance(shell, a, "p", seq, 20, 0), KVP_OK);
+}
+END_TEST
+
+START_TEST(an_append_that_failed_before_a_later_one_was_done_is_not_taken_for_done_by_its_value)
+{
+    const struct kvp_session_id sessions[] = {a.session};
+    uint64_t other;
+    ck_assert_int_eq(shell_open(shell, a, "p", 2, false, &other), KVP_OK);
+    shell->hold_jobs = true;
+    ck_assert_int_eq(finish(append(0, 4, 0)), KVP_OK);
+    ck_assert_int_eq(finish(append_as(a, "", other, 2, 0, 4, 0)), KVP_OK);
+    shell_pump(shell);
+    shell->fail_job = KVP_EINVAL;
+    shell_jobs_run(shell, 2); /* the answers are not read */
+    ck_assert_uint_eq(shell_timelines(shell)[0].value, 2);
+    shell_executor_kill(shell, 0);
+    shell_restart(shell, sessions, 1);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 0);
+    ck_assert_uint_ne(shell_timelines(shell)[0].error, 0);
+}
+END_TEST
+
 START_TEST(an_append_over_which_executors_die_again_and_again_is_failed)
 {
     shell->hold_jobs = true;
@@ -609,6 +660,9 @@ int main(void)
     tcase_add_test(t, a_failed_append_leaves_the_length_and_tells_the_timeline);
     tcase_add_test(t, a_failed_value_waits_for_those_before_it);
     tcase_add_test(t, an_executor_that_dies_in_the_middle_is_replaced_and_the_append_done_again);
+    tcase_add_test(t, an_append_whose_executor_died_over_the_answer_is_done_and_not_done_again);
+    tcase_add_test(t, an_append_whose_executor_and_daemon_died_over_the_answer_is_done);
+    tcase_add_test(t, an_append_that_failed_before_a_later_one_was_done_is_not_taken_for_done_by_its_value);
     tcase_add_test(t, an_append_over_which_executors_die_again_and_again_is_failed);
     tcase_add_test(t, an_append_to_a_fork_brings_the_owed_copy_along);
     tcase_add_test(t, a_caller_that_goes_does_not_stop_its_append);

@@ -376,8 +376,11 @@ static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
     uint64_t digests[KVP_BATCH_MAX];
     struct shell_slab *slab = slab_of(executor, r->pool_id, r->rank, false);
     ck_assert_msg(slab != NULL && slab->timelines != NULL, "the executor was not given the slab and timelines");
+    struct kvp_timeline *timeline = (struct kvp_timeline *)(void *)slab->timelines->bytes + r->done_timeline;
     enum kvp_status status = shell->fail_job;
     shell->fail_job = KVP_OK;
+    if (status != KVP_OK && r->done_value != 0)
+        timeline->error = (uint64_t)-status;
     if (status == KVP_OK) {
         place(slab, &placed);
         do_zeros(r, &placed);
@@ -389,7 +392,6 @@ static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
         do_digests(r, &placed, digests);
         answer.n_digests = r->n_digest_pages;
         answer.digests = digests;
-        struct kvp_timeline *timeline = (struct kvp_timeline *)(void *)slab->timelines->bytes + r->done_timeline;
         ck_assert_msg(r->done_value == 0 || r->done_value > timeline->value, "a timeline falls");
         if (r->done_value != 0)
             timeline->value = r->done_value;
