@@ -5,7 +5,7 @@
 
     import      processor time of `import kvpool`, the least of several processes                       bar 50 ms
     advance     Pool.advance of 256 sequences beside kvp_advance by ctypes, in turn                     bar 2.00
-    cache       a decode step of generate, batch 8, 2000 tokens: KVPoolCache beside DynamicCache        bar 1.10
+    cache       a decode step of generate, batch 8, 2000 tokens: KVPoolCache and DynamicCache in turn   bar 1.10
                 with its growth: the last quarter of the steps beside the first, over DynamicCache's    bar 1.10
     graph       a decode step in a CUDA graph, append by kvpool.page and attention by SDPA (and by
                 FlashInfer where it is installed), on a pool beside a private cache                     bar 1.02
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import concurrent.futures
 import ctypes
 import importlib.util
 import json
@@ -28,6 +29,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 HERE = pathlib.Path(__file__).absolute().parent
@@ -45,6 +47,7 @@ from kvpool import _abi  # noqa: E402
 
 SEQUENCES = 256
 ADVANCE_ROUNDS = 600
+RESUMES = 5
 SHAPES = {
     "tiny": {"vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
              "num_attention_heads": 4, "num_key_value_heads": 2},
@@ -145,23 +148,67 @@ def generate(model, ids, cache, tokens: int, **more):
                           do_sample=False, **more)
 
 
-class Steps:
-    """A criterion that stops nothing and notes when each step ended: generate waits for the GPU in each."""
+class Turns:
+    """Two generations in two threads, of which one runs: after each step it is the other's turn, so that what else the
+    machine does falls on both alike."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, names: tuple[str, str]) -> None:
+        self._turn = threading.Condition()
+        self._whose = names[0]
+        self._after = {names[0]: names[1], names[1]: names[0]}
+        self.times: dict[str, list[float]] = {name: [] for name in names}
+        self._began = 0.0
 
-    def __call__(self, ids, scores, **_):
+    def wait(self, name: str) -> None:
+        with self._turn:
+            if not self._turn.wait_for(lambda: self._whose == name, timeout=600):
+                raise TimeoutError(f"{name} waited 600 s for its turn")
+        self._began = time.perf_counter()
+
+    def give(self, name: str, last: bool = False) -> None:
         import torch
 
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-        return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+        self.times[name].append(time.perf_counter() - self._began)
+        with self._turn:
+            self._whose = other = self._after[name]
+            if last:
+                self._after[other] = other
+            self._turn.notify_all()
 
-    def quarter(self, which: int) -> list[float]:
-        took = [after - before for before, after in zip(self.times, self.times[1:])]
-        return took[which * len(took) // 4 : (which + 1) * len(took) // 4]
+    def criterion(self, name: str):
+        """Stops nothing; generate asks it behind each step."""
+        import torch
+
+        def ask(ids, scores, **_):
+            self.give(name)
+            self.wait(name)
+            return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+
+        return ask
+
+
+def side_by_side(model, ids, caches: dict, tokens: int) -> tuple[dict, dict[str, list[float]]]:
+    """What generate says with each of two caches, and how long each of its steps took."""
+    turns = Turns(tuple(caches))
+
+    def run(name: str):
+        turns.wait(name)
+        try:
+            return generate(model, ids, caches[name], tokens, stopping_criteria=[turns.criterion(name)])
+        finally:
+            turns.give(name, last=True)
+
+    with concurrent.futures.ThreadPoolExecutor(len(caches)) as threads:
+        running = {name: threads.submit(run, name) for name in caches}
+        said = {name: thread.result() for name, thread in running.items()}
+    # Neither the pass over the prompt nor what generate does behind the last step is a step.
+    return said, {name: times[1:-1] for name, times in turns.times.items()}
+
+
+def quarter(steps: list[float], which: int) -> list[float]:
+    return steps[which * len(steps) // 4 : (which + 1) * len(steps) // 4]
 
 
 def bench_cache(options: argparse.Namespace) -> dict:
@@ -177,22 +224,17 @@ def bench_cache(options: argparse.Namespace) -> dict:
     times: dict[str, list[list[float]]] = {"kvpool": [[], [], [], []], "dynamic": [[], [], [], []]}
     backend = "cuda" if model.device.type == "cuda" else "host"
     with kvpool.connect(backend=backend) as client, client.create_pool(spec) as pool:
-        said = []
         for trial in range(3):  # the first warms up
-            for name in ("dynamic", "kvpool"):
-                cache = hf.KVPoolCache(model.config, pool) if name == "kvpool" else DynamicCache(config=model.config)
-                steps = Steps()
-                said.append(generate(model, ids, cache, 64 if trial == 0 and tokens > 64 else tokens,
-                                     stopping_criteria=[steps]))
-                if name == "kvpool":
-                    cache.close()
-                if trial:
-                    for which in range(4):
-                        times[name][which] += steps.quarter(which)
-        assert torch.equal(said[-1], said[-2]), "the tokens differ"
-    step = {name: [median_us(quarter) for quarter in quarters] for name, quarters in times.items()}
-    whole = {name: median_us([took for quarter in quarters for took in quarter]) for name, quarters in times.items()}
-    growth = {name: quarters[3] / quarters[0] for name, quarters in step.items()}
+            with hf.KVPoolCache(model.config, pool) as cache:
+                said, steps = side_by_side(model, ids, {"dynamic": DynamicCache(config=model.config), "kvpool": cache},
+                                           64 if trial == 0 and tokens > 64 else tokens)
+            assert torch.equal(said["dynamic"], said["kvpool"]), "the tokens differ"
+            for name in times if trial else ():
+                for which in range(4):
+                    times[name][which] += quarter(steps[name], which)
+    step = {name: [median_us(part) for part in parts] for name, parts in times.items()}
+    whole = {name: median_us([took for part in parts for took in part]) for name, parts in times.items()}
+    growth = {name: parts[3] / parts[0] for name, parts in step.items()}
     return {"cache_kvpool_us": whole["kvpool"], "cache_dynamic_us": whole["dynamic"],
             "cache_kvpool_quarters_us": step["kvpool"], "cache_dynamic_quarters_us": step["dynamic"],
             "cache_ratio": whole["kvpool"] / whole["dynamic"], "cache_ratio_bar": 1.10,
@@ -372,15 +414,14 @@ def bench_resume(options: argparse.Namespace) -> dict:
     backend = "cuda" if model.device.type == "cuda" else "host"
     prefill, resumed, claims = [], [], []
     with kvpool.connect(backend=backend) as client, client.create_pool(spec) as pool:
-        for _ in range(3):
-            prefill.append(timed(lambda: generate(model, prompt, DynamicCache(config=model.config), 1))[0])
         expected = generate(model, prompt, DynamicCache(config=model.config), 3)
-        for _ in range(3):
+        for _ in range(RESUMES):
             with subprocess.Popen([sys.executable, __file__, "--worker", shape, client.endpoint, pool.name,
                                    str(tokens)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
                 secret, handle, said = json.loads(worker.stdout.readline())
                 worker.kill()
             said = torch.tensor(said, device=model.device)
+            prefill.append(timed(lambda: generate(model, prompt, DynamicCache(config=model.config), 1))[0])
 
             def resume(secret=secret, handle=handle, said=said):
                 claims.append(timed(lambda: client.claim(bytes.fromhex(secret)))[0])

@@ -41,35 +41,40 @@ class Handle(NamedTuple):
     """Tokens of each sequence; None: as many as all of them have, for who died in the middle of a pass."""
 
 
-class _Layer:
-    """What does not change of a layer: its planes, and the arguments of its gather."""
+class _Planes:
+    """The planes of a pool's layers, which are alike, and the arguments of their gather."""
 
-    def __init__(self, pool: Pool, layer: int, order: str) -> None:
-        self.first = pool.plane_index(layer, pool.planes[0].component)
-        if {plane.layer for plane in pool.planes[self.first : self.first + 2]} != {layer}:
-            raise InvalidArgument(f"the planes of layer {layer} of pool {pool.name} are not side by side")
-        k, v = (torch.from_dlpack(plane) for plane in pool.layer(layer))
-        if k.ndim == 3:
-            k, v = k[:, :, None], v[:, :, None]
-        elif order == "HND":
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
-        self.planes = (k, v)
-        """[page, token, head, element]"""
-        self.dtype, self.device = k.dtype, k.device
-        self.heads, self.dims = k.shape[2], (k.shape[3], v.shape[3])
-        size = k.element_size()
-        self._vectors = (_abi.PlaneView * 2)(*[
-            _abi.PlaneView(base=plane.data_ptr(), page_stride=plane.stride(0) * size,
-                           token_stride=(plane.stride(1) if self.heads == 1 else dim) * size, head_stride=dim * size,
-                           heads=1, dim=dim, dtype=_abi.DTYPE_CODES[str(k.dtype)[6:]])
-            for plane, dim in zip(self.planes, self.dims)])
+    def __init__(self, pool: Pool) -> None:
+        kinds = [pool.planes[i].component for i in range(2)]
+        self.first = [pool.plane_index(layer, kinds[0]) for layer in range(pool.layers)]
+        for layer, first in enumerate(self.first):
+            if pool.plane_index(layer, kinds[1]) != first + 1:
+                raise InvalidArgument(f"the planes of layer {layer} of pool {pool.name} are not side by side")
+        views = [[pool.view(first + i) for i in range(2)] for first in self.first]
+        self.heads, self.dims = views[0][0].heads, (views[0][0].dim, views[0][1].dim)
+        held = torch.from_dlpack(pool.plane(self.first[0]))
+        self.dtype, self.device = held.dtype, held.device
+        self._pool, self._held = pool, held  # a tensor holds the mapping
+        size = held.element_size()
+        self._vectors = [(_abi.PlaneView * 2)(*[
+            _abi.PlaneView(base=view.base, page_stride=view.page_stride,
+                           token_stride=view.token_stride if self.heads == 1 else dim * size, head_stride=dim * size,
+                           heads=1, dim=dim, dtype=view.dtype)
+            for view, dim in zip(pair, self.dims)]) for pair in views]
+        self.vectors_at = [ctypes.addressof(pair) for pair in self._vectors]
         self.destinations = (_abi.TokenView * 2)(*[_abi.TokenView(0, dim * size, dim * size) for dim in self.dims])
-        self.gather = _abi.GatherArgs(
-            planes=ctypes.addressof(self._vectors), destinations=ctypes.addressof(self.destinations), n_planes=2,
-            pages=pool.pages, page_tokens=pool.page_size * self.heads)
+        self.gather = _abi.GatherArgs(destinations=ctypes.addressof(self.destinations), n_planes=2, pages=pool.pages,
+                                      page_tokens=pool.page_size * self.heads)
         self.gather.at.kind = _abi.ADDRESS_SLOTS
         self.gather.at.index_bits = 64
         self.gather_at = ctypes.addressof(self.gather)
+
+    def of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's K and V, [page, token, head, element]."""
+        k, v = (torch.from_dlpack(plane) for plane in self._pool.layer(layer))
+        if k.ndim == 3:
+            return k[:, :, None], v[:, :, None]
+        return (k.transpose(1, 2), v.transpose(1, 2)) if self._pool.info.spec.order == "HND" else (k, v)
 
 
 class _Vectors:
@@ -116,33 +121,36 @@ class Rows:
         self._durable = durable
         self.seqs: list[Sequence] = []
         self.lengths = [0] * pool.layers
-        self._layers: list[_Layer] = []
+        self._planes: _Planes | None = None
         self._vectors: _Vectors | None = None
         self._step = Step()
         self._sources = (_abi.TokenView * 2)()
         self._gather: Any = None  # the library's function, where it can gather by vectors
         self._appended = pool.layers  # of the pass under way; all: none is
         self._tokens = self._start = 0
+        self._pass: tuple[Any, ...] = ()  # what the first layer brought, and all must
+        self._strides: tuple[Any, ...] = ()  # those that self._sources were made of
         self._room = self._pages = 0  # of every row: tokens reserved, pages that self._vectors has
         self._numbers: torch.Tensor | None = None
 
     def open(self, batch: int) -> None:
         self.seqs = self.pool.open_many([secrets.randbits(64) for _ in range(batch)], durable=self._durable)
 
-    def _stream(self) -> int:
-        return int(torch.cuda.current_stream(self._layers[0].device).cuda_stream) if self.pool.info.cuda else 0
+    def _stream(self, device: torch.device) -> int:
+        return int(torch.cuda.current_stream(device).cuda_stream) if self.pool.info.cuda else 0
 
     # ---- a forward pass ------------------------------------------------------------------------------------------
 
     def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self._layers:
-            self._take_layers()
-        stream = self._stream()
-        self._check(layer, keys, values)
+        planes = self._planes or self._take_planes()
+        brought = (keys.shape, values.shape, keys.dtype, values.dtype, keys.device, values.device)
+        if layer == 0 or layer != self._appended or brought != self._pass:
+            self._check(planes, layer, keys, values)
+        stream = self._stream(planes.device)
         if layer == 0:
             self._begin(keys, stream)
-        mine = self._layers[layer]
-        self._append(mine, keys, values, stream)
+            self._pass = brought
+        self._append(planes.first[layer], keys, values, stream)
         self.lengths[layer] = self._start + self._tokens
         self._appended = layer + 1
         if self._appended == self.layers:
@@ -151,30 +159,28 @@ class Rows:
                 seq.note_enqueued(self.lengths[0])
         if self._start == 0:
             return keys.contiguous(), values.contiguous()
-        return self._read(mine, keys, stream)
+        return self._read(planes, layer, keys, stream)
 
-    def _take_layers(self) -> None:
-        spec = self.pool.info.spec
-        self._layers = [_Layer(self.pool, layer, spec.order) for layer in range(self.layers)]
-        first = self._layers[0]
-        self._vectors = _Vectors(self.pool, first.heads, first.device)
-        same = all(layer.heads == first.heads for layer in self._layers)
-        if same and self.pool.page_size * first.heads <= _abi.PAGE_TOKENS_MAX:
+    def _take_planes(self) -> _Planes:
+        planes = self._planes = _Planes(self.pool)
+        self._vectors = _Vectors(self.pool, planes.heads, planes.device)
+        if self.pool.page_size * planes.heads <= _abi.PAGE_TOKENS_MAX:
             library = _abi.library()
             self._gather = library.kvp_cuda_gather if self.pool.info.cuda else library.kvp_host_gather
+        return planes
 
-    def _check(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _check(self, planes: _Planes, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         if layer >= self.layers:
             raise InvalidArgument(f"layer {layer} is none of the {self.layers} of pool {self.pool.name}")
-        mine, batch, tokens = self._layers[layer], keys.shape[0], keys.shape[2]
+        batch, tokens = keys.shape[0], keys.shape[2]
         if layer and (layer != self._appended or tokens != self._tokens):
             raise Mismatch(f"layer {layer} is updated behind {self._appended}, in a pass of {self._tokens} tokens")
-        for given, dim, what in ((keys, mine.dims[0], "keys"), (values, mine.dims[1], "values")):
-            if (given.shape != (batch, mine.heads, tokens, dim) or given.dtype != mine.dtype
-                    or given.device != mine.device):
+        for given, dim, what in ((keys, planes.dims[0], "keys"), (values, planes.dims[1], "values")):
+            if (given.shape != (batch, planes.heads, tokens, dim) or given.dtype != planes.dtype
+                    or given.device != planes.device):
                 raise InvalidArgument(
                     f"{what} are {list(given.shape)} of {given.dtype} on {given.device}; pool {self.pool.name} holds "
-                    f"[batch, {mine.heads}, tokens, {dim}] of {mine.dtype} on {mine.device}")
+                    f"[batch, {planes.heads}, tokens, {dim}] of {planes.dtype} on {planes.device}")
         if self.seqs and batch != len(self.seqs):
             raise InvalidArgument(f"a batch of {batch}; the cache holds {len(self.seqs)} sequences")
 
@@ -196,7 +202,8 @@ class Rows:
         check(_abi.library().kvp_step_begin(pointer, n, _views.address(wires), _views.address(counts),
                                             _views.address(starts), stream))
         assert self._vectors is not None
-        self._numbers = self._vectors.numbers(start + tokens) if start and self._gather is not None else None
+        if start and self._gather is not None:
+            self._take_numbers(start + tokens)
         self._start, self._tokens, self._appended = start, tokens, 0
 
     def _take_pages(self, pages: int) -> None:
@@ -206,56 +213,64 @@ class Rows:
             self._pages = min(len(row) for row in table)
             self._vectors.take_pages([list(row[: self._pages]) for row in table])
 
-    def _append(self, mine: _Layer, keys: torch.Tensor, values: torch.Tensor, stream: int) -> None:
-        kept = []  # until the append is enqueued
-        for given, source in zip((keys, values), self._sources):
-            batch, heads, tokens, dim = given.stride()
-            size, n = given.element_size(), given.shape[2]
-            if dim != 1 or (n > 1 and given.shape[0] > 1 and batch != n * tokens):
-                given = given.transpose(1, 2).contiguous()
-                batch, tokens, heads, dim = given.stride()
-            kept.append(given)
-            source.base, source.head_stride = given.data_ptr(), heads * size
-            source.token_stride = (tokens if n > 1 else batch) * size
+    def _take_numbers(self, length: int) -> None:
+        """Of what all layers gather in this pass."""
+        assert self._planes is not None and self._vectors is not None
+        numbers = self._numbers = self._vectors.numbers(length)
+        self._planes.gather.at.nnz, self._planes.gather.at.slot_mapping = numbers.numel(), numbers.data_ptr()
+
+    def _append(self, first: int, keys: torch.Tensor, values: torch.Tensor, stream: int) -> None:
+        strides = (keys.shape, keys.stride(), values.shape, values.stride())
+        if strides != self._strides:
+            self._strides = strides
+            given = [self._describe(source, tensor) for source, tensor in zip(self._sources, (keys, values))]
+            if given[0] is not keys or given[1] is not values:
+                self._strides = ()  # a copy was made, and will be again
+            keys, values = given  # copies live until the append is enqueued
+        self._sources[0].base, self._sources[1].base = keys.data_ptr(), values.data_ptr()
         if self._tokens:
-            check(_abi.library().kvp_append(self._step.pointer, mine.first, 2, ctypes.addressof(self._sources), stream))
+            check(_abi.library().kvp_append(self._step.pointer, first, 2, ctypes.addressof(self._sources), stream))
+
+    @staticmethod
+    def _describe(source: _abi.TokenView, given: torch.Tensor) -> torch.Tensor:
+        """Say the strides of [batch, heads, tokens, dim], or of a copy of it that can be said."""
+        batch, heads, tokens, dim = given.stride()
+        size, n = given.element_size(), given.shape[2]
+        if dim != 1 or (n > 1 and given.shape[0] > 1 and batch != n * tokens):
+            given = given.transpose(1, 2).contiguous()
+            batch, tokens, heads, dim = given.stride()
+        source.head_stride = heads * size
+        source.token_stride = (tokens if n > 1 else batch) * size
+        return given
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
-    def _read(self, mine: _Layer, like: torch.Tensor, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, planes: _Planes, layer: int, like: torch.Tensor, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
         """All that a layer holds: K and V, [batch, heads, length, dim], dense."""
         length = self._start + self._tokens
         if self._gather is None:
-            return self._read_by_torch(mine, length)
-        numbers = self._numbers
-        assert numbers is not None
-        made = []
-        for dim, destination in zip(mine.dims, mine.destinations):
-            out = like.new_empty((len(self.seqs), mine.heads, length, dim))
-            destination.base = out.data_ptr()
-            made.append(out)
-        mine.gather.at.nnz, mine.gather.at.slot_mapping = numbers.numel(), numbers.data_ptr()
-        if not self.pool.info.cuda:
-            check(self._gather(mine.gather_at, 0))
-        elif torch.cuda.current_device() == mine.device.index:
-            check(self._gather(mine.gather_at, stream))
+            return self._read_by_torch(planes, layer, length)
+        k, v = (like.new_empty((len(self.seqs), planes.heads, length, dim)) for dim in planes.dims)
+        planes.destinations[0].base, planes.destinations[1].base = k.data_ptr(), v.data_ptr()
+        planes.gather.planes = planes.vectors_at[layer]
+        if not self.pool.info.cuda or torch.cuda.current_device() == planes.device.index:
+            check(self._gather(planes.gather_at, stream))
         else:
-            with torch.cuda.device(mine.device):
-                check(self._gather(mine.gather_at, stream))
-        return made[0], made[1]
+            with torch.cuda.device(planes.device):
+                check(self._gather(planes.gather_at, stream))
+        return k, v
 
-    def _read_by_torch(self, mine: _Layer, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read_by_torch(self, planes: _Planes, layer: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._vectors is not None
         pages, offsets = self._vectors.places(length)
-        k, v = (plane[pages, offsets].transpose(1, 2).contiguous() for plane in mine.planes)
+        k, v = (plane[pages, offsets].transpose(1, 2).contiguous() for plane in planes.of(layer))
         return k, v
 
     def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What a layer holds, between passes: as `update` returns it."""
-        if not self._layers:
-            self._take_layers()
+        planes = self._planes or self._take_planes()
         self._take_pages(-(-self.lengths[layer] // self.pool.page_size))
-        return self._read_by_torch(self._layers[layer], self.lengths[layer])
+        return self._read_by_torch(planes, layer, self.lengths[layer])
 
     # ---- between passes ------------------------------------------------------------------------------------------
 
@@ -263,8 +278,8 @@ class Rows:
         """Between passes, and all of it written: calls of the daemon's may count on the lengths."""
         if self._appended != self.layers:
             raise Mismatch(f"a pass has ended at layer {self._appended} of {self.layers}")
-        if self.pool.info.cuda and self._layers:
-            check(_abi.library().kvp_stream_sync(self.pool.pointer, 0, self._stream()))
+        if self.pool.info.cuda and self._planes is not None:
+            check(_abi.library().kvp_stream_sync(self.pool.pointer, 0, self._stream(self._planes.device)))
 
     def crop(self, length: int) -> None:
         self.whole()
@@ -328,7 +343,7 @@ class Rows:
 
     def end(self) -> None:
         self.reset()
-        self._layers = []
+        self._planes = None
         self._vectors = None
         self._gather = None
         self._step.end()
