@@ -4,13 +4,28 @@
 set -euo pipefail
 work=$(mktemp -d "${TMPDIR:-/tmp}/kvpool-leaves.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/bin" "$work/tmp"
+mkdir "$work/bin"
 
-for program in "$@"; do
-    if KVPOOL_BIN_DIR=$work/bin TMPDIR=$work/tmp "$program" --kills 1 >"$work/log" 2>&1; then
+# fails_and_leaves_nothing PROGRAM
+fails_and_leaves_nothing() {
+    local program=$1 own=$work/${1##*/}
+    mkdir "$own" "$own/tmp"
+    if KVPOOL_BIN_DIR=$work/bin TMPDIR=$own/tmp "$program" --kills 1 >"$own/log" 2>&1; then
         echo "$program did not fail"
-        exit 1
+        return 1
     fi
-    grep -q ': connect: ' "$work/log" || { echo "$program failed of something else:"; cat "$work/log"; exit 1; }
-    [ -z "$(ls -A "$work/tmp")" ] || { echo "$program left $(ls -A "$work/tmp")"; exit 1; }
+    grep -q ': connect: ' "$own/log" || { echo "$program failed of something else:"; cat "$own/log"; return 1; }
+    [ -z "$(ls -A "$own/tmp")" ] || { echo "$program left $(ls -A "$own/tmp")"; return 1; }
+}
+
+# side by side, as they wait
+running=()
+for program in "$@"; do
+    fails_and_leaves_nothing "$program" &
+    running+=($!)
 done
+failed=0
+for pid in "${running[@]}"; do
+    wait "$pid" || failed=1
+done
+exit $failed

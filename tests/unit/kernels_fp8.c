@@ -67,8 +67,8 @@ static void assert_nearest(const void *elements, uint32_t wide, uint32_t fp8, fl
     for (uint32_t i = 0; i < n; i++) {
         double value = reference_wide_value((const char *)elements + i * bytes, wide);
         uint8_t expected = reference_fp8((float)(value / (double)scale), fp8);
-        ck_assert_msg(codes[i] == expected, "element %u, %a / %a: 0x%02x instead of 0x%02x", i, value, scale, codes[i],
-                      expected);
+        if (codes[i] != expected) /* an assertion that holds is a write of Check's all the same */
+            ck_abort_msg("element %u, %a / %a: 0x%02x instead of 0x%02x", i, value, scale, codes[i], expected);
     }
 }
 

@@ -138,10 +138,8 @@ static void assert_no_byte_is_shared(void)
             uint64_t at = layout[p].offset + page * layout[p].page_stride + token * layout[p].token_stride +
                           head * layout[p].head_stride;
             ck_assert_uint_le(at + row, totals.slab_bytes);
-            for (uint64_t k = 0; k < row; k++) {
-                ck_assert_uint_eq(marks[at + k], 0);
-                marks[at + k] = 1;
-            }
+            ck_assert_ptr_null(memchr(marks + at, 1, row));
+            memset(marks + at, 1, row);
             marked += row;
         }
     }
