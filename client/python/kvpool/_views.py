@@ -14,6 +14,7 @@ from .errors import InvalidArgument
 
 HOST = 1
 CUDA = 2
+_torch_names: dict[Any, str] = {}  # of dtypes: str() of one takes longer than all else that a view does
 
 
 class View(NamedTuple):
@@ -46,15 +47,20 @@ def is_numpy(value: Any) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
+def torch_name(dtype: Any) -> str:
+    """A torch.dtype's name, without "torch."."""
+    return _torch_names.get(dtype) or _torch_names.setdefault(dtype, str(dtype)[6:])
+
+
 def view(value: Any, what: str) -> View:
     """Where a tensor's or an array's bytes are. Raises TypeError for anything else."""
     if is_torch(value):
-        if value.device.type not in ("cpu", "cuda"):
-            raise TypeError(f"{what} is on {value.device}; it must be on the host or a CUDA device")
-        size = value.element_size()
-        device = (CUDA, value.device.index) if value.device.type == "cuda" else (HOST, 0)
-        strides = tuple(stride * size for stride in value.stride())
-        return View(value.data_ptr(), tuple(value.shape), strides, size, str(value.dtype)[6:], device)
+        size, place = value.element_size(), value.device
+        if place.type not in ("cpu", "cuda"):
+            raise TypeError(f"{what} is on {place}; it must be on the host or a CUDA device")
+        device = (CUDA, place.index) if place.type == "cuda" else (HOST, 0)
+        strides = tuple([stride * size for stride in value.stride()])
+        return View(value.data_ptr(), tuple(value.shape), strides, size, torch_name(value.dtype), device)
     if is_numpy(value):
         return View(value.ctypes.data, value.shape, value.strides, value.itemsize, value.dtype.name, (HOST, 0))
     own = getattr(value, "_kvpool_view", None)
@@ -97,8 +103,8 @@ def indices(values: Iterable[tuple[str, Any]]) -> tuple[int, list[View], list[An
             value = value.contiguous()
         elif views[i].dtype != wanted or not value.flags.c_contiguous:
             value = value.astype(wanted, order="C")
-        kept[i] = value
-        views[i] = view(value, what)
+        if value is not kept[i]:
+            kept[i], views[i] = value, view(value, what)
     return (32 if wanted == "int32" else 64), views, kept
 
 

@@ -12,17 +12,40 @@ forms:
 A negative batch index or position is padding, and skipped. A page id, position or batch index that is out of range is
 skipped, and nothing is written outside the cache: on the host BadIndex is raised then, behind the rest; on CUDA, where
 nobody waits for the kernel, nothing is raised.
+
+torch.compile takes all of them, over tensors, with fullgraph=True too: in the graph they are operators of torch, which
+change their cache in place and nothing else. The compiler knows memory by its tensor: what is appended to one is to be
+read by it or a view of it, not by another tensor that was made of the same plane. For mode="reduce-overhead", and its
+CUDA graphs, mark the caches with torch._dynamo.mark_static_address.
 """
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any, overload
 
 from . import _abi, _views
 from .errors import BadIndex, InvalidArgument, NoDevice, check
 
 # ---- launching -----------------------------------------------------------------------------------------------------
+
+
+def _run(work: Callable[..., Any], *args: Any) -> Any:
+    """work(*args); where torch.compile reads this for its graph, the operator of that name."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling() and all(map(_is_traceable, args)):
+        from . import _operators
+
+        return getattr(_operators, work.__name__.lstrip("_"))(*args)
+    return work(*args)
+
+
+def _is_traceable(argument: Any) -> bool:
+    """A tensor or several, or no array at all: torch.compile can not look into other arrays."""
+    if isinstance(argument, (list, tuple)):
+        return all(map(_views.is_torch, argument))
+    return argument is None or isinstance(argument, (int, str)) or _views.is_torch(argument)
 
 
 def _launch(operation: str, args: Any, device: tuple[int, int]) -> None:
@@ -87,8 +110,9 @@ def _one_length(names: str, sizes: list[int]) -> int:
     return sizes[0]
 
 
-def _csr(batch_indices: Any, positions: Any, kv_indices: Any, kv_indptr: Any,
-         nnz: int) -> tuple[_abi.Address, list[_views.View], Any]:
+def _csr(nnz: int, page: int, batch_indices: Any, positions: Any, kv_indices: Any,
+         kv_indptr: Any) -> tuple[_abi.Address, list[_views.View], Any]:
+    """Where `nnz` tokens go, into pages of `page` tokens; the arrays that say so, and what must live as long."""
     bits, views, kept = _views.indices((("batch_indices", batch_indices), ("positions", positions),
                                         ("kv_indices", kv_indices), ("kv_indptr", kv_indptr)))
     _one_length("tokens, batch_indices and positions", [nnz, views[0].shape[0], views[1].shape[0]])
@@ -98,27 +122,29 @@ def _csr(batch_indices: Any, positions: Any, kv_indices: Any, kv_indptr: Any,
     return at, views, kept
 
 
-def _table(page_table: Any, last_page_len: Any, page_size: int,
-           n: int) -> tuple[_abi.Address, list[_views.View], Any]:
-    """One token a row, behind what the row holds."""
+def _table(nnz: int, page: int, page_table: Any, last_page_len: Any,
+           page_size: int) -> tuple[_abi.Address, list[_views.View], Any]:
+    """The same, one token a row, behind what the row holds."""
+    if page_size != page:
+        raise InvalidArgument(f"page_size {page_size}; the cache has pages of {page} tokens")
     bits, (table, last), kept = _views.indices((("page_table", page_table), ("last_page_len", last_page_len)))
     if len(table.shape) != 2 or table.shape[1] < 1:
         raise InvalidArgument(f"page_table is {list(table.shape)}; it must be [batch, columns]")
-    _one_length("tokens, rows and last_page_len", [n, table.shape[0], last.shape[0]])
+    _one_length("tokens, rows and last_page_len", [nnz, table.shape[0], last.shape[0]])
     rows, lens = kept
     if _views.is_torch(rows):
         torch = sys.modules["torch"]
         held = (rows >= 0).to(rows.dtype).cumprod(1).sum(1, dtype=rows.dtype)
-        batch = torch.arange(n, dtype=rows.dtype, device=rows.device)
+        batch = torch.arange(nnz, dtype=rows.dtype, device=rows.device)
         positions = (held - 1).clamp(min=0) * page_size + lens
     else:
         numpy = sys.modules["numpy"]
         held = numpy.cumprod(rows >= 0, axis=1).sum(axis=1, dtype=rows.dtype)
-        batch = numpy.arange(n, dtype=rows.dtype)
+        batch = numpy.arange(nnz, dtype=rows.dtype)
         positions = numpy.maximum(held - 1, 0) * page_size + lens
     places = [_views.view(batch, "batch"), _views.view(positions, "positions")]
     at = _abi.Address(
-        kind=_abi.ADDRESS_TABLE, index_bits=bits, nnz=n, batch=n, batch_indices=places[0].pointer,
+        kind=_abi.ADDRESS_TABLE, index_bits=bits, nnz=nnz, batch=nnz, batch_indices=places[0].pointer,
         positions=places[1].pointer, page_table=table.pointer, page_table_stride=table.shape[1],
         page_table_pages=table.shape[1])
     return at, [table, last], (kept, batch, positions)
@@ -127,14 +153,21 @@ def _table(page_table: Any, last_page_len: Any, page_size: int,
 # ---- append --------------------------------------------------------------------------------------------------------
 
 
-def _pair(cache: Any) -> tuple[_views.View, _views.View]:
-    """K and V of a cache: a pair, or one array [pages, 2, ...]."""
-    if isinstance(cache, (tuple, list)):
-        if len(cache) != 2:
-            raise InvalidArgument(f"a cache of {len(cache)} arrays; it is a pair of K and V, or one array")
-        pair = _views.view(cache[0], "the K cache"), _views.view(cache[1], "the V cache")
+def _arrays(cache: Any) -> list[Any]:
+    """A cache's arrays: of a pair two, or one [pages, 2, ...]."""
+    if not isinstance(cache, (tuple, list)):
+        return [cache]
+    if len(cache) != 2:
+        raise InvalidArgument(f"a cache of {len(cache)} arrays; it is a pair of K and V, or one array")
+    return list(cache)
+
+
+def _pair(caches: list[Any]) -> tuple[_views.View, _views.View]:
+    """K and V of a cache's arrays."""
+    if len(caches) == 2:
+        pair = _views.view(caches[0], "the K cache"), _views.view(caches[1], "the V cache")
     else:
-        both = _views.view(cache, "the cache")
+        both = _views.view(caches[0], "the cache")
         if len(both.shape) != 5 or both.shape[1] != 2:
             raise InvalidArgument(f"the cache is {list(both.shape)}; it must be [pages, 2, ...] of 5 dimensions")
         key = both._replace(shape=(both.shape[0], *both.shape[2:]), strides=(both.strides[0], *both.strides[2:]))
@@ -167,26 +200,40 @@ def append_paged_kv_cache(append_key: Any, append_value: Any, batch_indices: Any
     K and V may differ in dim and strides; any dim, any page size, any dtype, their cache's. Raises InvalidArgument,
     and BadIndex as the module says.
     """
-    rows = isinstance(kv_indices, int)
     if kv_layout not in ("NHD", "HND"):
         raise InvalidArgument(f"kv_layout {kv_layout!r} is none of NHD, HND")
+    if isinstance(kv_indices, int):
+        _run(_append_rows, append_key, append_value, _arrays(batch_indices), positions, paged_kv_cache, kv_indices,
+             kv_layout)
+    else:
+        _run(_append_csr, append_key, append_value, _arrays(paged_kv_cache), batch_indices, positions, kv_indices,
+             kv_indptr, kv_layout)
+
+
+def _append_csr(key: Any, value: Any, caches: list[Any], batch_indices: Any, positions: Any, kv_indices: Any,
+                kv_indptr: Any, kv_layout: str) -> None:
+    _append_kv(key, value, caches, kv_layout, _csr, batch_indices, positions, kv_indices, kv_indptr)
+
+
+def _append_rows(key: Any, value: Any, caches: list[Any], page_table: Any, last_page_len: Any, page_size: int,
+                 kv_layout: str) -> None:
+    _append_kv(key, value, caches, kv_layout, _table, page_table, last_page_len, page_size)
+
+
+def _append_kv(key: Any, value: Any, caches: list[Any], kv_layout: str, address: Callable[..., Any],
+               *where: Any) -> None:
     token, head = (1, 2) if kv_layout == "NHD" else (2, 1)
-    caches = _pair(batch_indices if rows else paged_kv_cache)
-    found = [_source(value, cache, (cache.shape[head], cache.shape[3]), what)
-             for value, cache, what in zip((append_key, append_value), caches, ("the appended K", "the appended V"))]
+    pair = _pair(caches)
+    found = [_source(given, cache, (cache.shape[head], cache.shape[3]), what)
+             for given, cache, what in zip((key, value), pair, ("the appended K", "the appended V"))]
     sources = [seen for seen, _ in found]
     nnz = _one_length("K and V", [seen.shape[0] for seen in sources])
-    page_size = _one_length("the pages of K and V", [cache.shape[token] for cache in caches])
-    if rows:
-        if kv_indices != page_size:
-            raise InvalidArgument(f"page_size {kv_indices}; the cache has pages of {page_size} tokens")
-        at, used, _kept = _table(positions, paged_kv_cache, page_size, nnz)
-    else:
-        at, used, _kept = _csr(batch_indices, positions, kv_indices, kv_indptr, nnz)
-    device = _views.same_device([*caches, *sources, *used])
+    page_size = _one_length("the pages of K and V", [cache.shape[token] for cache in pair])
+    at, used, _kept = address(nnz, page_size, *where)
+    device = _views.same_device([*pair, *sources, *used])
     if nnz:
-        planes = [_plane(cache, 0, token, head, "the cache") for cache in caches]
-        _append(planes, sources, caches[0].shape[0], page_size, at, device)
+        planes = [_plane(cache, 0, token, head, "the cache") for cache in pair]
+        _append(planes, sources, pair[0].shape[0], page_size, at, device)
 
 
 @overload
@@ -208,12 +255,22 @@ def append_paged_mla_kv_cache(append_ckv: Any, append_kpe: Any, batch_indices: A
     last_page_len, page_size): K into the first half of each head, V into the second.
     """
     if isinstance(kpe_cache, int):
-        _append_halves(append_ckv, append_kpe, batch_indices, positions, ckv_cache, kpe_cache)
+        _run(_append_mla_rows, append_ckv, append_kpe, [batch_indices], positions, ckv_cache, kpe_cache)
         return
-    planes, sources, kept, caches = [], [], [], []
     for value, cache, what in ((append_ckv, ckv_cache, "ckv"), (append_kpe, kpe_cache, "kpe")):
-        if cache is None:
-            continue
+        if (value is None) != (cache is None):
+            raise InvalidArgument(f"of {what} there is only {'the cache' if value is None else 'what is appended'}")
+    caches = [cache for cache in (ckv_cache, kpe_cache) if cache is not None]
+    if not caches:
+        raise InvalidArgument("there is no cache to append to")
+    _run(_append_mla_csr, append_ckv, append_kpe, caches, batch_indices, positions, kv_indices, kv_indptr)
+
+
+def _append_mla_csr(ckv: Any, kpe: Any, given: list[Any], batch_indices: Any, positions: Any, kv_indices: Any,
+                    kv_indptr: Any) -> None:
+    planes, sources, kept, caches = [], [], [], []
+    values = [(value, what) for value, what in ((ckv, "ckv"), (kpe, "kpe")) if value is not None]
+    for (value, what), cache in zip(values, given):
         seen = _views.view(cache, f"the cache of {what}")
         if len(seen.shape) != 3:
             raise InvalidArgument(f"the cache of {what} is {list(seen.shape)}; it must be [pages, page_size, {what}]")
@@ -222,30 +279,29 @@ def append_paged_mla_kv_cache(append_ckv: Any, append_kpe: Any, batch_indices: A
         caches.append(seen)
         sources.append(source)
         kept.append(alive)
-    if not planes:
-        raise InvalidArgument("there is no cache to append to")
     pages = _one_length("the caches", [seen.shape[0] for seen in caches])
     page_size = _one_length("the pages of ckv and kpe", [seen.shape[1] for seen in caches])
     nnz = _one_length("ckv and kpe", [seen.shape[0] for seen in sources])
-    at, used, _kept = _csr(batch_indices, positions, kv_indices, kv_indptr, nnz)
+    at, used, _kept = _csr(nnz, page_size, batch_indices, positions, kv_indices, kv_indptr)
     device = _views.same_device([*caches, *sources, *used])
     if nnz:
         _append(planes, sources, pages, page_size, at, device)
 
 
-def _append_halves(key: Any, value: Any, cache: Any, page_table: Any, last_page_len: Any, page_size: int) -> None:
-    seen = _views.view(cache, "the cache")
-    if len(seen.shape) != 4 or seen.shape[3] % 2 or seen.shape[1] != page_size:
-        raise InvalidArgument(f"the cache is {list(seen.shape)}; it must be [pages, {page_size}, heads, 2 * dim]")
+def _append_mla_rows(key: Any, value: Any, caches: list[Any], page_table: Any, last_page_len: Any,
+                     page_size: int) -> None:
+    seen = _views.view(caches[0], "the cache")
+    if len(seen.shape) != 4 or seen.shape[3] % 2:
+        raise InvalidArgument(f"the cache is {list(seen.shape)}; it must be [pages, page_size, heads, 2 * dim]")
     dim = seen.shape[3] // 2
     half = seen._replace(shape=(*seen.shape[:3], dim))
     halves = [half, half._replace(pointer=half.pointer + dim * seen.itemsize)]
     found = [_source(part, half, (seen.shape[2], dim), what) for part, what in ((key, "K"), (value, "V"))]
     sources = [source for source, _ in found]
-    n = _one_length("K and V", [source.shape[0] for source in sources])
-    at, used, _kept = _table(page_table, last_page_len, page_size, n)
+    nnz = _one_length("K and V", [source.shape[0] for source in sources])
+    at, used, _kept = _table(nnz, seen.shape[1], page_table, last_page_len, page_size)
     device = _views.same_device([seen, *sources, *used])
-    if n:
+    if nnz:
         planes = [_plane(part, 0, 1, 2, "the cache") for part in halves]
         _append(planes, sources, seen.shape[0], page_size, at, device)
 
@@ -254,7 +310,9 @@ def _append_halves(key: Any, value: Any, cache: Any, page_table: Any, last_page_
 
 
 def _is_table(value: Any) -> bool:
-    return len(_views.view(value, "the page table").shape) == 2
+    if not hasattr(value, "ndim"):
+        raise TypeError(f"the page table is a {type(value).__name__}; it must be a torch tensor or a numpy array")
+    return bool(value.ndim == 2)
 
 
 def _lengths(args: _abi.IndexArgs, like: Any, dtype: str, device: tuple[int, int]) -> Any:
@@ -275,6 +333,10 @@ def get_seq_lens(kv_indptr: Any, kv_last_page_len: Any, page_size: int) -> Any:
 
     `kv_indptr` [batch + 1], or a page table [batch, columns] in its place.
     """
+    return _run(_seq_lens, kv_indptr, kv_last_page_len, page_size)
+
+
+def _seq_lens(kv_indptr: Any, kv_last_page_len: Any, page_size: int) -> Any:
     rows = _is_table(kv_indptr)
     bits, (table, last), kept = _views.indices((("the page table", kv_indptr), ("last_page_len", kv_last_page_len)))
     batch = _one_length("sequences and last_page_len", [table.shape[0] - (not rows), last.shape[0]])
@@ -313,18 +375,24 @@ def get_batch_indices_positions(append_indptr: Any, seq_lens: Any, nnz: int, bat
             numpy = sys.modules["numpy"]
             indptr = numpy.concatenate([numpy.zeros(1, lens.dtype), lens.cumsum(dtype=lens.dtype)])
         append_indptr, seq_lens, nnz = indptr, lens, int(indptr[-1])
-    indptr, lens = (value.to(sys.modules["torch"].int32) if _views.is_torch(value) else value.astype("int32")
-                    for value in (append_indptr, seq_lens))
-    _, (ends, after), kept = _views.indices((("append_indptr", indptr), ("seq_lens", lens)))
+    batch_indices, positions = (_views.empty(append_indptr, nnz, "int32") if given is None else given
+                                for given in (batch_indices, positions))
+    _run(_batch_indices, append_indptr, seq_lens, nnz, batch_indices, positions)
+    return batch_indices, positions
+
+
+def _batch_indices(append_indptr: Any, seq_lens: Any, nnz: int, batch_indices: Any, positions: Any) -> None:
+    bits, (ends, after), kept = _views.indices((("append_indptr", append_indptr), ("seq_lens", seq_lens)))
+    if bits != 32:
+        kept = [value.int() if _views.is_torch(value) else value.astype("int32") for value in kept]
+        ends, after = _views.view(kept[0], "append_indptr"), _views.view(kept[1], "seq_lens")
     batch = _one_length("sequences and seq_lens", [ends.shape[0] - 1, after.shape[0]])
-    batch_indices = _output(batch_indices, kept[0], nnz, "batch_indices")
-    positions = _output(positions, kept[0], nnz, "positions")
+    outputs = [_output(batch_indices, nnz, "batch_indices"), _output(positions, nnz, "positions")]
     if batch > _abi.INDEX_BATCH_MAX:
         _search(kept[0], kept[1], nnz, batch_indices, positions)
-        return batch_indices, positions
+        return
     start = kept[1] - (kept[0][1:] - kept[0][:-1])
     slots = start * 0
-    outputs = [_views.view(batch_indices, "batch_indices"), _views.view(positions, "positions")]
     device = _views.same_device([ends, after, *outputs])
     args = _index_args(_abi.INDEX_ROWS, 32, _abi.PAGE_TOKENS_MAX, batch)
     args.nnz = nnz
@@ -337,16 +405,17 @@ def get_batch_indices_positions(append_indptr: Any, seq_lens: Any, nnz: int, bat
     args.ret_batch_indices, args.ret_positions = (output.pointer for output in outputs)
     if nnz:
         _launch("index", args, device)
-    return batch_indices, positions
 
 
-def _output(given: Any, like: Any, nnz: int, what: str) -> Any:
-    if given is None:
-        return _views.empty(like, nnz, "int32")
+def _output(given: Any, nnz: int, what: str) -> _views.View:
     seen = _views.view(given, what)
-    if seen.dtype != "int32" or seen.shape != (nnz,) or (nnz > 1 and seen.strides != (4,)):
-        raise InvalidArgument(f"{what} is {list(seen.shape)} of {seen.dtype}; it must be a dense [{nnz}] of int32")
-    return given
+    _check_output(seen.shape, seen.dtype, nnz < 2 or seen.strides == (4,), nnz, what)
+    return seen
+
+
+def _check_output(shape: tuple[int, ...], dtype: str, dense: bool, nnz: int, what: str) -> None:
+    if dtype != "int32" or shape != (nnz,) or not dense:
+        raise InvalidArgument(f"{what} is {list(shape)} of {dtype}; it must be a dense [{nnz}] of int32")
 
 
 def _search(indptr: Any, lens: Any, nnz: int, batch_indices: Any, positions: Any) -> None:

@@ -104,6 +104,16 @@ class Forms:
             self.assertTrue(numpy.array_equal(self.take(joined), expected))
             self.assertTrue(numpy.array_equal(numpy.concatenate([self.take(a) for a in apart], 2), expected))
 
+    def test_a_half_of_an_mla_pair_alone_is_refused(self) -> None:
+        c, cache = self.give(numpy.zeros((1, 4), "float32")), self.give(numpy.zeros((2, 4, 4), "float32"))
+        where = (self.ints([0]), self.ints([0]))
+        table = (self.ints([1]), self.ints([0, 1]), self.ints([1]))
+        for values, caches, told in (((c, c), (cache, None), "of kpe there is only what is appended"),
+                                     ((None, c), (cache, cache), "of ckv there is only the cache"),
+                                     ((None, None), (None, None), "no cache")):
+            with self.assertRaisesRegex(kvpool.InvalidArgument, told):
+                kvpool.append_paged_mla_kv_cache(*values, *where, *caches, *table)
+
     def test_rows_of_pages_are_taken_as_the_document_means_them(self) -> None:
         page, heads, dim = 4, 2, 8
         rows = numpy.array([[5, 2, -1], [0, -1, -1], [7, 9, 3], [-1, -1, -1]])
