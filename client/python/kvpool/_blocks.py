@@ -7,6 +7,7 @@ from collections.abc import Sequence as Listing
 from typing import Any, NamedTuple
 
 from . import _abi, _views
+from ._arguments import integer
 from .errors import InvalidArgument
 
 Tokens = Any
@@ -50,6 +51,9 @@ def _of_tokens(tokens: Listing[Tokens], made: _abi.Blocks, counts: array.array[i
 
 
 def _of_keys(blocks: Listing[Listing[bytes]], made: _abi.Blocks, counts: array.array[int]) -> Any:
+    for key in (key for entry in blocks for key in entry):
+        if not isinstance(key, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a block key is a {type(key).__name__}; it must be bytes")
     sizes = {len(key) for entry in blocks for key in entry}
     if len(sizes) > 1:
         raise InvalidArgument(f"block keys of {', '.join(map(str, sorted(sizes)))} bytes: all have one size")
@@ -74,9 +78,11 @@ def blocks_of(n: int, tokens: Listing[Tokens] | None, blocks: Listing[Listing[by
     assert named is not None
     if len(named) != n or (first is not None and len(first) != n):
         raise InvalidArgument(f"blocks of {len(named if len(named) != n else first or ())} sequences for {n}")
+    if not isinstance(extra, (bytes, bytearray, memoryview)):
+        raise TypeError(f"extra is a {type(extra).__name__}; it must be bytes")
     made, counts = _abi.Blocks(), array.array("I")
     flat = _of_tokens(tokens, made, counts) if tokens is not None else _of_keys(blocks or [], made, counts)
-    starts = array.array("I", first) if first is not None else None
+    starts = array.array("I", [integer("first", page) for page in first]) if first is not None else None
     kept = ctypes.create_string_buffer(bytes(extra), len(extra)) if extra else None
     made.counts = _views.address(counts)
     made.first = _views.address(starts) if starts is not None else None

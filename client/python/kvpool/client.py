@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _abi, _embedded
-from .errors import Disconnected, InvalidArgument, KvpoolError, SessionEnded, Status, check, fail
+from ._arguments import U64, integer, text
+from .errors import Busy, Disconnected, InvalidArgument, KvpoolError, SessionEnded, Status, check, fail
 from .spec import PoolInfo, PoolSpec, info_from_c, to_c
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class SessionInfo(NamedTuple):
 
 
 def _connect(endpoint: str, connect_ms: int, reconnect_ms: int, session: str | None) -> int:
-    options = _abi.ConnectOptions(connect_ms=connect_ms, reconnect_ms=reconnect_ms,
-                                  session=session.encode() if session else None)
+    options = _abi.ConnectOptions(connect_ms=integer("connect_ms", connect_ms),
+                                  reconnect_ms=integer("reconnect_ms", reconnect_ms),
+                                  session=text("session", session) if session else None)
     client = ctypes.c_void_p()
     check(_abi.library().kvp_connect(os.fsencode(endpoint), ctypes.byref(options), ctypes.byref(client)))
     assert client.value is not None
@@ -77,8 +79,8 @@ def _connect_embedded(backend: str, reconnect_ms: int) -> tuple[int, str]:
         except Disconnected as error:
             if time.monotonic() < deadline and not daemon.ended():
                 continue
-            lines = daemon.log().strip().splitlines()
-            raise Disconnected(f"the embedded kvpoold does not serve: {lines[-1] if lines else error}") from None
+            told = [line.partition(" error: ")[2] for line in daemon.log().splitlines() if " error: " in line]
+            raise Disconnected(f"the embedded kvpoold does not serve: {'; '.join(told) or error}") from None
 
 
 def connect(endpoint: str | os.PathLike[str] | None = None, *, backend: str | None = None, connect_ms: int = 0,
@@ -94,6 +96,8 @@ def connect(endpoint: str | os.PathLike[str] | None = None, *, backend: str | No
     Raises Disconnected where nobody listens, NotPermitted where the socket is not ours to use, SessionEnded where the
     token's session is unknown.
     """
+    if endpoint is not None and backend is not None:
+        raise InvalidArgument(f"backend {backend!r} is of an embedded daemon, not of the one at {endpoint!r}")
     if endpoint is None and backend is None:
         endpoint = os.environ.get("KVPOOL_ENDPOINT") or None
     if endpoint is not None:
@@ -176,26 +180,38 @@ class Client:
         Raises InvalidArgument where the spec is out of a limit, AlreadyExists where there is another of that name,
         OutOfMemory, NoDevice or DeviceError where its memory is not to be had.
         """
+        if not isinstance(spec, PoolSpec):
+            raise TypeError(f"the spec is a {type(spec).__name__}; it must be a PoolSpec")
         made, _kept = to_c(spec)
         check(_abi.library().kvp_pool_create(self.pointer, ctypes.byref(made), None))
         return self.attach(spec.name)
 
     def attach(self, name: str, *, model: str | None = None, layout_digest: tuple[int, int] | None = None,
                join: int = 0, metadata_only: bool = False) -> Pool:
-        """Map a pool into this process.
+        """Map a pool into this process; one that is attached here already is that Pool again.
 
         `model`, `layout_digest`: what they must be. `join`: session id of the owner whose group this rank joins.
         `metadata_only`: map no page; sequences may be listed, transferred and closed.
-        Raises NotFound, LayoutMismatch, LimitReached, PoolLost, NoDevice.
+        Raises NotFound, LayoutMismatch, LimitReached, PoolLost, NoDevice; Busy where it is attached here, and `join` or
+        `metadata_only` is asked for.
         """
         from .pool import Pool
 
-        options = _abi.AttachOptions(model=model.encode() if model is not None else None, join=join,
-                                     metadata_only=metadata_only)
+        encoded = text("name", name)
+        options = _abi.AttachOptions(model=text("model", model) if model is not None else None,
+                                     join=integer("join", join, U64), metadata_only=metadata_only)
         if layout_digest is not None:
-            options.layout_digest = (ctypes.c_uint64 * 2)(*layout_digest)
+            high, low = layout_digest
+            options.layout_digest = (ctypes.c_uint64 * 2)(integer("layout_digest", high, U64),
+                                                          integer("layout_digest", low, U64))
+        known = self._attached(name)
+        if known is not None and (join or metadata_only):
+            raise Busy(f"pool {name} is attached by this client already")
+        if known is not None and model in (None, known.info.spec.model) and layout_digest in (
+                None, known.info.layout_digest):
+            return known
         pointer = ctypes.c_void_p()
-        status = _abi.library().kvp_attach(self.pointer, name.encode(), ctypes.byref(options), ctypes.byref(pointer))
+        status = _abi.library().kvp_attach(self.pointer, encoded, ctypes.byref(options), ctypes.byref(pointer))
         if status != 0:
             fail(status, layout=True)
         assert pointer.value is not None
@@ -211,6 +227,10 @@ class Client:
         not come, NotFound where no dead session of that secret is remembered, NotPermitted where it was another user's,
         AlreadyExists where a key is open here.
         """
+        if not isinstance(resume_secret, bytes):
+            raise TypeError(f"resume_secret is a {type(resume_secret).__name__}; it must be bytes")
+        if not resume_secret:
+            raise InvalidArgument("resume_secret is empty; without one, there is no session to claim")
         info = _abi.SessionInfo()
         deadline = time.monotonic() + wait_ms / 1000
         while True:
@@ -228,6 +248,12 @@ class Client:
         finally:
             check(_abi.library().kvp_session_close(self.pointer, token.encode()))
 
+    def _attached(self, name: str) -> Pool | None:
+        for pool in self._pools:
+            if pool.name == name and pool.alive:
+                return pool
+        return None
+
     def _forget(self, pool: Pool) -> None:
         if pool in self._pools:
             self._pools.remove(pool)
@@ -244,7 +270,7 @@ class Client:
     def describe(self, name: str) -> PoolInfo:
         """A pool as it is now. Raises NotFound."""
         info = ctypes.POINTER(_abi.PoolInfo)()
-        check(_abi.library().kvp_pool_describe(self.pointer, name.encode(), ctypes.byref(info)))
+        check(_abi.library().kvp_pool_describe(self.pointer, text("name", name), ctypes.byref(info)))
         try:
             return info_from_c(info.contents)
         finally:
@@ -252,7 +278,7 @@ class Client:
 
     def delete_pool(self, name: str) -> None:
         """Raises NotFound; Busy while sessions have it attached, its pages retire, or it has regions."""
-        check(_abi.library().kvp_pool_delete(self.pointer, name.encode()))
+        check(_abi.library().kvp_pool_delete(self.pointer, text("name", name)))
 
     def audit(self) -> list[str]:
         """Walk the ledger: a sentence for each violation of its invariants, at least for the first of them. [] is

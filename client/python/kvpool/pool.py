@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _abi, _views
 from ._append import Source, Steps, sources_of
+from ._arguments import U64, integer, text
 from ._blocks import CachedPage, Tokens, blocks_of
 from .client import Owner
 from .errors import Busy, Disconnected, InvalidArgument, PoolLost, SessionEnded, StaleHandle, check, fail
@@ -32,10 +33,9 @@ def key_of(key: int | str) -> int:
     if isinstance(key, str):
         import hashlib
 
-        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-    if not 0 <= key < 1 << 64:
-        raise InvalidArgument(f"key {key} is not in 0..2**64-1")
-    return key
+        encoded = key.encode(errors="surrogatepass")
+        return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
+    return integer("key", key, U64)
 
 
 def _array(typecode: str, n: int) -> array.array[int]:
@@ -49,8 +49,8 @@ def _u32s(what: str, values: Listing[int], n: int) -> array.array[int]:
         raise InvalidArgument(f"{len(values)} {what} for {n} sequences")
     try:
         return array.array("I", values)
-    except OverflowError:
-        raise InvalidArgument(f"{what} are 0..{(1 << 32) - 1}") from None
+    except (OverflowError, TypeError):
+        return array.array("I", [integer(f"{what}[{i}]", value) for i, value in enumerate(values)])
 
 
 class Advance:
@@ -150,6 +150,11 @@ class Pool:
         """Raises SessionEnded or PoolLost once the session or the memory is gone. No call."""
         check(_abi.library().kvp_pool_state(self.pointer))
 
+    @property
+    def alive(self) -> bool:
+        """Whether it is attached, and neither the session nor the memory is gone. No call."""
+        return self._owner is not None and not _abi.library().kvp_pool_state(self._pointer)
+
     def detach(self) -> None:
         """Close the sequences that were opened here, and let go. The memory is unmapped when the last tensor made of
         it is gone. Raises Busy where durable sequences, or some that were transferred here, are open: close those, or
@@ -217,10 +222,10 @@ class Pool:
 
     def view(self, index: int, rank: int = 0) -> _abi.PlaneView:
         """A plane by its index, as libkvpool describes it: for calls of its that this package does not wrap."""
-        if not 0 <= index < len(self.planes) or rank < 0:
+        if not 0 <= integer("plane", index, U64) < len(self.planes):
             raise InvalidArgument(f"plane {index} of rank {rank} is none of the {len(self.planes)} of {self.name}")
         seen = _abi.PlaneView()
-        check(_abi.library().kvp_pool_plane(self.pointer, rank, index, ctypes.byref(seen)))
+        check(_abi.library().kvp_pool_plane(self.pointer, integer("rank", rank), index, ctypes.byref(seen)))
         return seen
 
     def _shape(self, index: int, seen: _abi.PlaneView) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -262,7 +267,7 @@ class Pool:
     def drop_region(self, name: str, *, rank: int = 0) -> None:
         """Give a region up; one that is not there is fine. The GPU must be done with it. Raises Busy where another
         session has it, TryAgain where that one died and is not proven gone, NotPermitted."""
-        check(_abi.library().kvp_region_unmap(self.pointer, rank, name.encode(), 0))
+        check(_abi.library().kvp_region_unmap(self.pointer, integer("rank", rank), text("name", name), 0))
 
     def regions(self) -> list[RegionInfo]:
         """The regions of the pool, by rank and offset: one call."""
@@ -316,7 +321,11 @@ class Pool:
             return seq
 
     def _handles(self, seqs: Listing[Sequence]) -> array.array[int]:
-        wires = [seq.wire for seq in seqs if seq.open_in is self]
+        try:
+            wires = [seq.wire for seq in seqs if seq.open_in is self]
+        except AttributeError:
+            wrong = next(seq for seq in seqs if not isinstance(seq, Sequence))
+            raise TypeError(f"a {type(wrong).__name__} stands among the sequences of a batch") from None
         if len(wires) != len(seqs):
             for seq in seqs:
                 if seq.closed:
@@ -392,6 +401,8 @@ class Pool:
         if tokens is None:
             tokens = [nnz] if len(kept) == 1 else [1] * len(kept)
         counts = list(tokens)
+        if len(set(wires)) != len(wires):
+            raise InvalidArgument("a sequence stands twice in the batch")
         if sum(counts) != nnz:
             raise InvalidArgument(f"{nnz} tokens for sequences that take {sum(counts)}")
         start = self.lengths(kept)
@@ -442,7 +453,8 @@ class Pool:
         wires = self._handles(seqs)
         limits = _u32s("tokens", tokens, len(seqs)) if tokens is not None else None
         point = ctypes.byref(_abi.Point(*when)) if when is not None else None
-        check(_abi.library().kvp_transfer(self.pointer, len(seqs), _views.address(wires), to, point,
+        check(_abi.library().kvp_transfer(self.pointer, len(seqs), _views.address(wires),
+                                          integer("session id", to, U64), point,
                                           _views.address(limits) if limits is not None else None))
         self._gone(seqs)
 
@@ -498,7 +510,7 @@ class Pool:
         """Keep a whole prefix in the cache for `lease_ms` from now, whoever asks for it; again gives it the new lease.
         The pin is the user's and outlives process and daemon. Returns its tokens. Raises NotFound where not all of it
         is cached, LimitReached."""
-        return self._pin(tokens, blocks, extra, lease_ms)
+        return self._pin(tokens, blocks, extra, integer("lease_ms", lease_ms, least=1))
 
     def unpin(self, tokens: Tokens = None, *, blocks: Listing[bytes] | None = None, extra: bytes = b"") -> int:
         """End the pin of exactly this prefix. Returns its tokens; 0: it was not pinned."""
@@ -516,8 +528,10 @@ class Pool:
         """Let cached pages go that nobody holds: so many `pages`, in the order of the pool's policy, those of a prefix
         from its end on, or (neither) all of this user's, or of every user's. Returns how many went. Raises
         NotPermitted: all_tenants is for root and the daemon's own user."""
-        if pages is not None and (pages <= 0 or tokens is not None or blocks is not None):
-            raise InvalidArgument("evict takes a number of pages, at least 1, or a prefix")
+        if pages is not None and (tokens is not None or blocks is not None):
+            raise InvalidArgument("evict takes a number of pages, or a prefix")
+        if pages is not None:
+            pages = integer("pages", pages, least=1)
         evicted = ctypes.c_uint64()
         named, _kept = blocks_of(1, None if tokens is None else [tokens], None if blocks is None else [blocks], None,
                                  extra)
@@ -619,7 +633,8 @@ class Pool:
 
     def wait(self, point: Point, timeout_ms: int = 60_000) -> None:
         """Wait on this thread until a point is reached. Raises TimedOut, or what its owner's death cost."""
-        check(_abi.library().kvp_timeline_wait(self.pointer, _abi.Point(*point), timeout_ms))
+        check(_abi.library().kvp_timeline_wait(self.pointer, _abi.Point(*point),
+                                               integer("timeout_ms", timeout_ms)))
 
     def wait_on(self, point: Point, stream: Any = None) -> None:
         """Let `stream` wait for a point before what is enqueued next (host pools: waits on this thread)."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _abi
+from ._arguments import U64, integer, text
 from .errors import InvalidArgument, check
 from .plane import Plane
 from .spec import dtype_code
@@ -72,7 +73,7 @@ class Region:
 
     def unmap(self) -> None:
         """Have it mapped no more; it stays, with its bytes, for who maps it next. The GPU must be done with it."""
-        check(_abi.library().kvp_region_unmap(self._pool.pointer, self.rank, self.name.encode(), _abi.REGION_KEEP))
+        check(_abi.library().kvp_region_unmap(self._pool.pointer, self.rank, text("name", self.name), _abi.REGION_KEEP))
 
     def drop(self) -> None:
         """Give it up, as `Pool.drop_region`. Arrays of it stay readable, and are another's to write."""
@@ -81,10 +82,9 @@ class Region:
 
 def map_region(pool: Pool, name: str, nbytes: int, rank: int, exclusive: bool) -> Region:
     """`Pool.region`."""
-    if not 0 <= nbytes < 1 << 64 or rank < 0:
-        raise InvalidArgument(f"a region of {nbytes} bytes of rank {rank}")
     found: Any = _abi.Region()
-    check(_abi.library().kvp_region_map(pool.pointer, rank, name.encode(), nbytes,
+    check(_abi.library().kvp_region_map(pool.pointer, integer("rank", rank), text("name", name),
+                                        integer("nbytes", nbytes, U64),
                                         _abi.REGION_EXCLUSIVE if exclusive else 0, ctypes.byref(found)))
     assert pool._owner is not None
     return Region(pool, pool._owner, name, rank, found)

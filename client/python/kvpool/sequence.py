@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _abi
+from ._arguments import integer
 from .errors import StaleHandle, check
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Sequence:
     def reserve(self, tokens: int, *, stream: Any = None) -> None:
         """Have room for at least `tokens` tokens: a call where there is less. Copies that it owes are carried out on
         `stream`. Raises OutOfPages, StaleHandle, InvalidArgument."""
-        if tokens > self.reserved:
+        if integer("tokens", tokens) > self.reserved:
             self.pool.advance([self], [tokens], stream=stream)
 
     def publish(self, tokens: Any = None, *, blocks: Listing[bytes] | None = None, first: int = 0,

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from . import _abi
+from ._arguments import U64, integer, text
 from .errors import InvalidArgument
 
 
@@ -94,6 +95,7 @@ class PoolSpec(NamedTuple):
             )
         if self.planes:
             return self.planes
+        integer("layers", self.layers, _abi.PLANES_MAX, 1)
         if standard:
             value_dim = self.v_head_dim if self.v_head_dim is not None else self.head_dim
             shape = (("k", self.kv_heads, self.head_dim), ("v", self.kv_heads, value_dim))
@@ -174,50 +176,45 @@ def dtype_code(name: str) -> int:
     return code
 
 
-def _u32(what: str, value: int) -> int:
-    if not 0 <= value < 1 << 32:
-        raise InvalidArgument(f"{what} {value} is not in 0..{(1 << 32) - 1}")
-    return value
-
-
 def to_c(spec: PoolSpec) -> tuple[_abi.PoolSpec, Any]:
     """The struct, and what must live as long as it."""
     planes = spec.all_planes()
     array = (_abi.PlaneSpec * max(len(planes), 1))()
     for entry, plane in zip(array, planes):
-        entry.layer = _u32("layer", plane.layer)
+        entry.layer = integer("layer", plane.layer)
         entry.component = _code(_abi.COMPONENTS, "component", plane.component)
-        entry.heads = _u32("heads", plane.heads)
-        entry.dim = _u32("dim", plane.dim)
+        entry.heads = integer("heads", plane.heads)
+        entry.dim = integer("dim", plane.dim)
         entry.dtype = dtype_code(plane.dtype)
-    devices = (ctypes.c_char_p * max(len(spec.devices), 1))(*[device.encode() for device in spec.devices])
+    uuids = (spec.devices,) if isinstance(spec.devices, str) else spec.devices
+    devices = (ctypes.c_char_p * max(len(uuids), 1))(*[text("device", uuid) for uuid in uuids])
     tenants = (_abi.TenantShare * max(len(spec.tenants), 1))(
-        *[_abi.TenantShare(*(_u32(name, value) for name, value in share._asdict().items())) for share in spec.tenants]
+        *[_abi.TenantShare(*map(integer, TenantShare._fields, share)) for share in spec.tenants]
     )
     made = _abi.PoolSpec(
-        name=spec.name.encode(),
-        model=spec.model.encode(),
-        reserved_pages=_u32("reserved_pages", spec.reserved_pages),
-        max_sequences=_u32("max_sequences", spec.max_sequences),
-        max_sequence_tokens=_u32("max_sequence_tokens", spec.max_sequence_tokens),
+        name=text("name", spec.name),
+        model=text("model", spec.model),
+        reserved_pages=integer("reserved_pages", spec.reserved_pages),
+        max_sequences=integer("max_sequences", spec.max_sequences),
+        max_sequence_tokens=integer("max_sequence_tokens", spec.max_sequence_tokens),
         devices=devices,
-        n_devices=len(spec.devices),
-        region_bytes=spec.region_bytes,
-        linger_ms=_u32("linger_ms", spec.linger_ms),
+        n_devices=len(uuids),
+        region_bytes=integer("region_bytes", spec.region_bytes, U64),
+        linger_ms=integer("linger_ms", spec.linger_ms),
         policy=_code(_abi.POLICIES, "policy", spec.policy),
         block_hash=_code(_abi.BLOCK_HASHES, "block_hash", spec.block_hash),
         zero_on_reuse=_abi.ZERO_ON if spec.zero_on_reuse else _abi.ZERO_OFF,
         tenants=tenants,
         n_tenants=len(spec.tenants),
-        page_digests=spec.page_digests,
+        page_digests=bool(spec.page_digests),
     )
     made.layout = _abi.LayoutSpec(
-        pages=_u32("pages", spec.pages),
-        page_tokens=_u32("page_size", spec.page_size),
+        pages=integer("pages", spec.pages),
+        page_tokens=integer("page_size", spec.page_size),
         n_planes=len(planes),
         order=_code(_abi.ORDERS, "order", spec.order),
         placement=_code(_abi.PLACEMENTS, "placement", spec.placement),
-        joined=spec.joined,
+        joined=bool(spec.joined),
         planes=array,
     )
     return made, (array, devices, tenants)

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from . import _abi
+from ._arguments import text
 from .errors import Busy, InvalidArgument, KvpoolError, NotServed, check, fail
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def use_pool(pool: Pool, tag: str, preserve: bool = False, *,
                         "could not be told apart")
     library = _abi.library()
     assert pool._owner is not None
-    check(library.kvp_torch_use(pool._owner.pointer, tag.encode(), _abi.TORCH_PRESERVE if preserve else 0))
+    check(library.kvp_torch_use(pool._owner.pointer, text("tag", tag), _abi.TORCH_PRESERVE if preserve else 0))
     failed: torch.OutOfMemoryError | None = None
     try:
         with torch.cuda.use_mem_pool(memory, place), (Keep(_came_back) if preserve else contextlib.nullcontext()):

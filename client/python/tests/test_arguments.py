@@ -1,0 +1,105 @@
+"""What a caller gets wrong is told, by the name of the argument, its value and its limit; and nothing is changed."""
+from __future__ import annotations
+
+import unittest
+
+from support import HAS_NUMPY, PoolTest, needs_numpy
+
+import kvpool
+
+if HAS_NUMPY:
+    import numpy
+
+INVALID = kvpool.InvalidArgument
+
+
+class Arguments(PoolTest):
+    def told(self, *cases) -> None:
+        """Each case: what is raised, what its text says, the call."""
+        for kind, text, call in cases:
+            with self.subTest(text), self.assertRaisesRegex(kind, text):
+                call()
+
+    def test_of_specs(self) -> None:
+        def make(**change):
+            return lambda: self.pool(**{"kv_heads": 1, "head_dim": 8, **change})
+
+        self.told(
+            (INVALID, "name 'a.x00b' has a zero byte", make(name="a\0b")),
+            (INVALID, "name '.udc80' is no Unicode text", make(name="\udc80")),
+            (TypeError, "name is a int; it must be a str", make(name=5)),
+            (TypeError, "pages is a float; it must be an integer", make(pages=1.5)),
+            (INVALID, "pages -1 is not in 0..4294967295", make(pages=-1)),
+            (INVALID, "layers 0 is not in 1..1024", make(layers=0)),
+            (INVALID, "layers 1073741824 is not in 1..1024", make(layers=1 << 30)),
+            (INVALID, "region_bytes 1180591620717411303424 is not in", make(region_bytes=1 << 70)),
+            (INVALID, "region_bytes -1 is not in", make(region_bytes=-1)),
+            (kvpool.NoDevice, 'devices.0.: "cuda:0"', make(devices="cuda:0")),
+            (TypeError, "the spec is a dict", lambda: self.client.create_pool({"name": "p"})))
+        self.made.clear()
+
+    def test_of_connecting_and_claiming(self) -> None:
+        self.told(
+            (INVALID, "connect_ms -1 is not in 0..", lambda: kvpool.connect("/nowhere", connect_ms=-1)),
+            (INVALID, "'host' is of an embedded daemon", lambda: kvpool.connect("/nowhere", backend="host")),
+            (INVALID, "resume_secret is empty", lambda: self.client.claim(b"")),
+            (TypeError, "resume_secret is a str", lambda: self.client.claim("secret")),
+            (TypeError, "name is a int", lambda: self.client.attach(5)),
+            (INVALID, "join -1 is not in", lambda: self.client.attach("p", join=-1)))
+
+    def test_of_pools(self) -> None:
+        pool = self.pool(region_bytes=65536)
+        self.told(
+            (TypeError, "plane is a float", lambda: pool.plane(0.5)),
+            (INVALID, "rank -1 is not in", lambda: pool.plane(0, -1)),
+            (TypeError, "key is a NoneType", lambda: pool.open(None)),
+            (INVALID, "key 18446744073709551616 is not in", lambda: pool.open(1 << 64)),
+            (TypeError, "a block key is a str", lambda: pool.open(1, blocks=["x" * 8])),
+            (TypeError, "extra is a str", lambda: pool.open(1, tokens=[1], extra="x")),
+            (INVALID, "lease_ms 1125899906842624 is not in 1..", lambda: pool.pin([1], lease_ms=1 << 50)),
+            (INVALID, "pages 1180591620717411303424 is not in 1..", lambda: pool.evict(1 << 70)),
+            (INVALID, "timeout_ms -1 is not in", lambda: pool.wait(kvpool.Point(1, 0), -1)),
+            (INVALID, "name 'a.x00' has a zero byte", lambda: pool.region("a\0", 10)),
+            (INVALID, "nbytes -1 is not in", lambda: pool.region("a", -1)))
+        self.assertEqual((list(pool.sequences()), pool.regions()), ([], []))
+
+    def test_of_sequences(self) -> None:
+        pool = self.pool()
+        seq = pool.open(1)
+        seq.reserve(8)
+        self.told(
+            (TypeError, "tokens is a float", lambda: seq.reserve(1.5)),
+            (INVALID, "tokens -1 is not in", lambda: seq.reserve(-1)),
+            (INVALID, r"reserved\[1\] -2 is not in", lambda: pool.advance([seq, seq], [1, -2])),
+            (TypeError, r"reserved\[0\] is a str", lambda: pool.advance([seq], ["8"])),
+            (TypeError, "a int stands among the sequences", lambda: pool.advance([5], [8])),
+            (INVALID, "session id -1 is not in", lambda: seq.transfer(-1)),
+            (INVALID, "first -1 is not in", lambda: seq.publish([1, 2, 3, 4], first=-1)))
+        self.assertEqual((seq.reserved, len(seq.pages)), (8, 2))
+
+    @needs_numpy
+    def test_a_sequence_is_appended_to_once_a_batch(self) -> None:
+        pool = self.pool(dtype="float32")
+        seq, k = pool.open(1), numpy.ones((2, 2, 8), "float32")
+        with self.assertRaisesRegex(INVALID, "stands twice"):
+            pool.append([seq, seq], k, k)
+        self.assertEqual(len(seq), 0)
+
+
+class AttachedTwice(PoolTest):
+    def test_it_is_the_same_pool(self) -> None:
+        pool = self.pool(model="llama")
+        seq = pool.open(1)
+        self.assertIs(self.client.create_pool(pool.info.spec), pool)
+        self.assertIs(self.client.attach(pool.name, model="llama", layout_digest=pool.info.layout_digest), pool)
+        with self.assertRaises(kvpool.LayoutMismatch):
+            self.client.attach(pool.name, model="other")
+        with self.assertRaisesRegex(kvpool.Busy, "attached by this client already"):
+            self.client.attach(pool.name, metadata_only=True)
+        seq.reserve(4)
+        pool.detach()
+        self.assertIsNot(self.client.attach(pool.name), pool)
+
+
+if __name__ == "__main__":
+    unittest.main()
