@@ -19,6 +19,7 @@
 #include <string.h>
 #include <type_traits>
 
+#include "host/convert.h"
 #include "mover.cuh"
 
 /* N values of type T as they lie in memory: one, or whole 16-byte vectors, which stay in registers as such. */
@@ -102,9 +103,14 @@ template <typename T> __device__ __forceinline__ uint32_t bits_from_float(float 
 
 __device__ __forceinline__ uint8_t to_fp8(float x, bool e5m2)
 {
+#if __CUDA_ARCH__ >= 890
     if (x != x)
         return 0x7f;
     return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, e5m2 ? __NV_E5M2 : __NV_E4M3);
+#else
+    /* there is no instruction: the toolkit's code goes by doubles, several times as long as the host's */
+    return e5m2 ? kvp_e5m2_of_float(x) : kvp_e4m3_of_float(x);
+#endif
 }
 
 __device__ __forceinline__ uint16_t to_fp8_pair(float low, float high, bool e5m2)

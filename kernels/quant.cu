@@ -316,11 +316,15 @@ static enum kvp_status launch_direction(const quant_params<PLANES> &p, uint32_t 
     }
 }
 
+/* One element at a time is slow as it is: its kernels come with the many pointers alone. */
 template <int PLANES, typename S>
 static enum kvp_status launch_pack(const quant_params<PLANES> &p, uint32_t blocks, const struct call *call)
 {
-    return call->pack == 16 ? launch_direction<PLANES, S, 16>(p, blocks, call)
-                            : launch_direction<PLANES, S, 1>(p, blocks, call);
+    if constexpr (PLANES == MANY_PLANES) {
+        if (call->pack == 1)
+            return launch_direction<PLANES, S, 1>(p, blocks, call);
+    }
+    return launch_direction<PLANES, S, 16>(p, blocks, call);
 }
 
 template <int PLANES>
@@ -443,8 +447,9 @@ static enum kvp_status run(struct call *call)
     call->pack = pack_of(call);
     for (uint32_t next = 0; status == KVP_OK && next < call->n_planes;) {
         next = take_planes(call, next, shapes, &n_shapes, order, &planes);
-        status = planes <= SMALL_PLANES ? launch_planes<SMALL_PLANES>(call, shapes, n_shapes, order, planes, errors)
-                                        : launch_planes<MANY_PLANES>(call, shapes, n_shapes, order, planes, errors);
+        status = planes <= SMALL_PLANES && call->pack != 1
+                     ? launch_planes<SMALL_PLANES>(call, shapes, n_shapes, order, planes, errors)
+                     : launch_planes<MANY_PLANES>(call, shapes, n_shapes, order, planes, errors);
         errors = nullptr; /* each violation once: the first planes have reported it */
     }
     return status;

@@ -18,7 +18,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef __CUDACC__
+#define KVP_INLINE __host__ __device__ __forceinline__
+#else
 #define KVP_INLINE static inline __attribute__((always_inline))
+#endif
 
 KVP_INLINE float kvp_float_of_bits(uint32_t bits)
 {
