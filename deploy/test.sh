@@ -46,7 +46,8 @@ fi
 failed=0
 for preset in "${presets[@]}"; do
     echo "== tests of $preset"
-    ctest --test-dir "build/$preset" --output-on-failure --timeout 300 -j 2 || failed=1
+    # three on two cores: most of them wait for other processes half of their time
+    ctest --test-dir "build/$preset" --output-on-failure --timeout 300 -j 3 || failed=1
 done
 
 left=$(find "$scratch" -mindepth 1 | head -5)
