@@ -162,8 +162,10 @@ static enum kvp_status publish(struct kvp_ledger *ledger, const struct pool_map 
             return KVP_OK;
         if (txn_room(ledger, STORES_PUBLISH + ROOM_SMALL) != KVP_OK)
             return KVP_OK;
-        TRY(publish_one(ledger, m, row[first], parent));
-        parent = row[first];
+        uint32_t known = known_page(m, row[first]);
+        if (known == KVP_NONE)
+            TRY(publish_one(ledger, m, row[first], parent));
+        parent = known == KVP_NONE ? row[first] : known;
     }
     return KVP_OK;
 }

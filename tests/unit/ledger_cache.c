@@ -207,6 +207,39 @@ START_TEST(a_second_writers_pages_are_published_when_the_first_ones_are_gone)
 }
 END_TEST
 
+START_TEST(a_key_that_a_row_has_twice_is_published_once_when_the_first_ones_are_gone)
+{
+    struct ledger_bed bed;
+    struct kvp_block_key keys[4];
+    uint32_t short_pages, evicted, pages[4];
+    size_t found, block;
+    bool more, changed;
+    make(&bed, 16);
+    keys_of("abc", 4, keys);
+    keys[3] = keys[2];
+    keys[2] = keys[1]; /* a b b c: an engine may name its blocks so */
+    ck_assert_uint_eq(request(&bed, bed.attachment, "ab", 2), 0);
+    kvp_txn_begin(bed.ledger);
+    struct kvp_seq_id seq = open_story(&bed, bed.attachment, 1, "ab", 0, &found);
+    ck_assert_int_eq(kvp_seq_reserve(bed.ledger, bed.pool, seq, 4 * TOKENS, false, none, &short_pages), KVP_OK);
+    ck_assert_int_eq(kvp_seq_set_keys(bed.ledger, bed.pool, seq, 0, 4, keys, &block), KVP_OK);
+    ck_assert_int_eq(kvp_seq_observe(bed.ledger, bed.pool, seq, 3 * TOKENS, &changed), KVP_OK);
+    ck_assert_int_eq(kvp_cache_evict(bed.ledger, bed.pool, KVP_NONE, 10, &evicted, &more), KVP_OK);
+    ck_assert_uint_eq(evicted, 2);
+    ck_assert_int_eq(kvp_seq_observe(bed.ledger, bed.pool, seq, 4 * TOKENS, &changed), KVP_OK);
+    kvp_txn_commit(bed.ledger);
+    ledger_block_assert_clean(bed.ledger);
+    ck_assert_int_eq(kvp_cache_match(bed.ledger, bed.pool, 0, 4, keys, &found, pages), KVP_OK);
+    ck_assert_uint_eq(found, 4);
+    ck_assert_uint_eq(pages[1], pages[2]);
+    kvp_txn_begin(bed.ledger);
+    close_seq(&bed, seq);
+    kvp_txn_commit(bed.ledger);
+    ck_assert_uint_eq(view_of(&bed).cache.cached_pages, 3);
+    ledger_bed_end(&bed);
+}
+END_TEST
+
 START_TEST(a_page_that_is_extended_stays_and_leaves_after_what_extends_it)
 {
     struct ledger_bed bed;
@@ -433,6 +466,7 @@ END_TEST
 LEDGER_SUITE("ledger_cache", what_one_sequence_wrote_the_next_one_finds,
              a_page_counts_only_when_it_is_written_and_has_a_key, of_two_writers_of_a_block_one_page_stays,
              a_second_writers_pages_are_published_when_the_first_ones_are_gone,
+             a_key_that_a_row_has_twice_is_published_once_when_the_first_ones_are_gone,
              a_page_that_is_extended_stays_and_leaves_after_what_extends_it,
              the_least_recently_used_chain_leaves_first_from_its_end,
              reserving_evicts_all_that_it_needs_or_changes_nothing, cutting_into_a_published_page_owes_a_copy,
