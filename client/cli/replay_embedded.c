@@ -119,7 +119,10 @@ static enum kvp_status act_ledger_back(void *ctx, uint64_t offset, uint64_t byte
 {
     struct embedded *e = ctx;
 
-    return offset > e->block_bytes || bytes > e->block_bytes - offset ? KVP_ENOMEM : KVP_OK;
+    if (offset > e->block_bytes || bytes > e->block_bytes - offset)
+        return KVP_ENOMEM;
+    madvise(e->block + offset, bytes, MADV_POPULATE_WRITE); /* as the daemon does; a kernel before 5.14 can not */
+    return KVP_OK;
 }
 
 static void act_ledger_unback(void *ctx, uint64_t offset, uint64_t bytes)

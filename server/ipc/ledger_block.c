@@ -61,7 +61,12 @@ enum kvp_status kvp_ledger_block_back(struct kvp_ledger_block *block, uint64_t o
     /* The ledger needs zeroed memory here, and who used it before may have died before giving it back. */
     if (fallocate(block->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) != 0)
         return KVP_ENOMEM;
-    return kvp_back(block->fd, offset, bytes);
+    if (kvp_back(block->fd, offset, bytes) != KVP_OK)
+        return KVP_ENOMEM;
+    /* Mapped now, rather than a page at a time in the middle of calls. A kernel before 5.14 can not: then it is so. */
+    if (block->address != NULL)
+        madvise((unsigned char *)block->address + offset, bytes, MADV_POPULATE_WRITE);
+    return KVP_OK;
 }
 
 void kvp_ledger_block_unback(struct kvp_ledger_block *block, uint64_t offset, uint64_t bytes)
