@@ -114,13 +114,13 @@ enum kvp_status kvp_attachment_get(const struct kvp_ledger *ledger, struct kvp_p
 enum kvp_status kvp_attachment_of(const struct kvp_ledger *ledger, struct kvp_pool_id pool,
                                   struct kvp_session_id session, uint32_t *ret_attachment)
 {
-    struct pool_map m;
+    const struct block_pool *in;
     const struct block_session *record;
-    TRY(map_pool(ledger, pool, &m));
+    TRY(find_pool(ledger, pool, &in));
     TRY(find_session(ledger, session, &record));
-    if (record->attached[m.slot] == 0)
+    if (record->attached[pool.slot] == 0)
         return KVP_ENOENT;
-    *ret_attachment = record->attached[m.slot] - 1;
+    *ret_attachment = record->attached[pool.slot] - 1;
     return KVP_OK;
 }
 

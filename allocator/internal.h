@@ -45,6 +45,8 @@ void session_detached(struct kvp_ledger *ledger, const struct block_session *ses
 /* Where the parts lie; KVP_EINVAL: a number is out of its range. Does not look at the block. */
 enum kvp_status shape_extent(const struct kvp_pool_geometry *geometry, struct extent_shape *ret_shape);
 /* The pool of that id, in any state but FREE; KVP_ENOENT. */
+enum kvp_status find_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct block_pool **ret_pool);
+/* The same, mapped. */
 enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map);
 /* The same, LIVE; KVP_ELOST. */
 enum kvp_status map_live_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map);

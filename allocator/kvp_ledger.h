@@ -266,6 +266,8 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
 /** @retval KVP_EBUSY  attachments, sequences, retiring pages or open jobs are there; or regions, of a LIVE pool */
 enum kvp_status kvp_pool_delete(struct kvp_ledger *ledger, struct kvp_pool_id pool);
 enum kvp_status kvp_pool_set_lost(struct kvp_ledger *ledger, struct kvp_pool_id pool);
+/** @retval KVP_ELOST  it is there, and not LIVE */
+enum kvp_status kvp_pool_live(const struct kvp_ledger *ledger, struct kvp_pool_id pool);
 enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_pool_view *ret_view);
 enum kvp_status kvp_pool_at(const struct kvp_ledger *ledger, uint32_t slot, struct kvp_pool_view *ret_view);
 enum kvp_status kvp_pool_by_name(const struct kvp_ledger *ledger, const char *name, struct kvp_pool_id *ret_pool);

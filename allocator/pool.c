@@ -89,13 +89,21 @@ void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_m
     };
 }
 
-enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map)
+enum kvp_status find_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct block_pool **ret_pool)
 {
     if (pool.slot >= KVP_POOLS_MAX || pool.generation == 0)
         return KVP_ENOENT;
     const struct block_pool *record = &pools_of(ledger)[pool.slot];
     if (record->state == KVP_POOL_FREE || record->generation != pool.generation)
         return KVP_ENOENT;
+    *ret_pool = record;
+    return KVP_OK;
+}
+
+enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map)
+{
+    const struct block_pool *record;
+    TRY(find_pool(ledger, pool, &record));
     map_pool_slot(ledger, pool.slot, ret_map);
     return KVP_OK;
 }
@@ -357,6 +365,13 @@ static struct kvp_pool_view view_of(const struct pool_map *m)
         .regions = pool->region_count,
         .region_bytes = pool->region_bytes,
     };
+}
+
+enum kvp_status kvp_pool_live(const struct kvp_ledger *ledger, struct kvp_pool_id pool)
+{
+    const struct block_pool *record;
+    TRY(find_pool(ledger, pool, &record));
+    return record->state == KVP_POOL_LIVE ? KVP_OK : KVP_ELOST;
 }
 
 enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_pool_view *ret_view)

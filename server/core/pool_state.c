@@ -86,12 +86,11 @@ enum kvp_status core_pool_by_name(struct kvp_core *core, const char *name, struc
 
 enum kvp_status core_pool_live(struct kvp_core *core, const char *name, struct pool_state **ret_pool)
 {
-    struct kvp_pool_view view;
     TRY(core_pool_by_name(core, name, ret_pool));
-    TRY(kvp_pool_get(core->ledger, (*ret_pool)->id, &view));
-    if (view.state != KVP_POOL_LIVE)
+    enum kvp_status status = kvp_pool_live(core->ledger, (*ret_pool)->id);
+    if (status == KVP_ELOST)
         return core_refuse(core, KVP_ELOST, "pool: the memory of \"%s\" is lost; delete it and make it again", name);
-    return KVP_OK;
+    return status;
 }
 
 /* ---- DescribePool ------------------------------------------------------------------------------------------------ */
