@@ -8,7 +8,7 @@
 #ifndef KVP_INTERNAL_H
 #define KVP_INTERNAL_H
 
-#include "layout.h"
+#include "store.h"
 
 #define TRY(call)                                                                                                      \
     do {                                                                                                               \
@@ -17,17 +17,6 @@
             return try_status;                                                                                         \
     } while (0)
 
-/* ---- store.c: the only stores to the block ----------------------------------------------------------------------- */
-
-/* `word` is the address in the view. Logged: undone by an abort. */
-void put32(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value);
-void put64(struct kvp_ledger *ledger, const uint64_t *word, uint64_t value);
-/* Not logged: for a word that is dead before the transaction, and so dead again after its rollback; or for a hint, of
- * which any value will do. */
-void put32_dead(struct kvp_ledger *ledger, const uint32_t *word, uint32_t value);
-/* KVP_ELIMIT unless the open transaction can log that many more stores. */
-enum kvp_status txn_room(const struct kvp_ledger *ledger, uint64_t stores);
-uint32_t txn_room_left(const struct kvp_ledger *ledger);
 #define ROOM_SMALL 96u /* more than any function stores that does not loop */
 
 /* ---- session.c -----------------------------------------------------------------------------------------------------

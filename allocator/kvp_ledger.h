@@ -72,6 +72,7 @@ struct kvp_ledger {
     /* private: the open transaction, mirrored from the log */
     bool in_txn;
     uint32_t txn_stores;
+    uint32_t txn_stores_end; /* KVP_TXN_STORES_MAX in a transaction, 0 outside: so one comparison sees to both */
     uint32_t txn_serial;
     /* counts since it was opened: who compares them sees whether anything happened */
     uint64_t changes; /* transactions that changed something */

@@ -5,7 +5,7 @@
  *   extent  pages · index entries · index slots · followers · ghosts · policy · page digests · tenants · attachments ·
  *           sequences · key buckets · rows, each aligned to 64 B, the whole to 4096 B
  *
- * Everything is made of aligned 4- and 8-byte words, read as what they are and stored by store.c alone. A link is a
+ * Everything is made of aligned 4- and 8-byte words, read as what they are and stored by store.h alone. A link is a
  * slot + 1, so that zeroed memory is empty lists; free pages alone link by their id. A word that is dead (a free slot,
  * a row beyond its count) may hold anything.
  *

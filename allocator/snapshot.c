@@ -6,7 +6,7 @@
  *   │   to the ledger and here   │   (stores go to the ledger alone)                 │
  *
  * Each step copies on from `copied`, outside any transaction; so at the end of a step everything below it is the ledger's
- * committed state, and store.c keeps it so. When `copied` has passed the last extent, the copy is the ledger.
+ * committed state, and store.h keeps it so. When `copied` has passed the last extent, the copy is the ledger.
  *
  * Copied are the root part but for the log, which is empty, and each extent up to its rows; of a row only the ids that
  * count: those beyond are stored before they do. Chunks of zeros are not touched in the copy, where they are zeros
@@ -79,11 +79,6 @@ static size_t copy_root(struct kvp_ledger *ledger, size_t budget)
     if (ledger->copied >= LOG_OFFSET)
         skip_to(ledger, SESSIONS_OFFSET);
     return copy_until(ledger, ROOT_BYTES, budget);
-}
-
-static uint64_t offset_of(const struct kvp_ledger *ledger, const void *at)
-{
-    return (uint64_t)((const unsigned char *)at - ledger->view);
 }
 
 static size_t copy_rows(struct kvp_ledger *ledger, const struct pool_map *m, size_t budget)
