@@ -14,7 +14,7 @@
 
 void forget_digest(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page)
 {
-    if (m->digests != NULL && m->digests[page] != 0)
+    if (m->digests[page] != 0)
         put64(ledger, &m->digests[page], 0);
 }
 

@@ -28,6 +28,12 @@ static const uint64_t *list_of(const struct pool_map *m, uint32_t page)
     return &m->tenants[PAGE_TENANT(m->pages[page]) - 1].lists[USE_CLASS(m->entries[page].use)];
 }
 
+/* Whether a page can be in the list of that tenant and class. */
+static inline bool is_listed(const struct pool_map *m, uint32_t tenant, uint32_t class, uint32_t page)
+{
+    return is_cached(m, page) && PAGE_TENANT(m->pages[page]) == tenant + 1 && USE_CLASS(m->entries[page].use) == class;
+}
+
 /* The page of a link, if it can be in a list. */
 static uint32_t linked_page(const struct pool_map *m, uint32_t link)
 {
@@ -44,9 +50,8 @@ void list_run_end(struct kvp_ledger *ledger, const struct pool_map *m, struct li
 }
 
 static enum kvp_status list_put_first(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run,
-                                      uint32_t page)
+                                      const uint64_t *list, uint32_t page)
 {
-    const uint64_t *list = list_of(m, page);
     if (run->list == list) {
         put64(ledger, &m->entries[run->first - 1].links, LINKS_WORD(run->next, page + 1));
         run->next = run->first;
@@ -129,6 +134,22 @@ static enum kvp_status list_take(struct kvp_ledger *ledger, const struct pool_ma
     return KVP_OK;
 }
 
+/* The same, of the last page of a list. */
+static enum kvp_status list_take_last(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut,
+                                      const uint64_t *list, uint32_t page)
+{
+    if (cut->list == list && cut->next == page + 1) {
+        cut->next = 0;
+        return KVP_OK;
+    }
+    if (cut->list != list || cut->next != 0)
+        list_cut_end(ledger, m, cut);
+    if (!linked_before(m, list, page))
+        return KVP_ECORRUPT;
+    *cut = (struct list_cut){list, LINK_PREV(m->entries[page].links), 0};
+    return KVP_OK;
+}
+
 /* The last page of a list, of which a run may be cut out; + 1, 0: it is empty. */
 static uint32_t list_last(const uint64_t *list, const struct list_cut *cut)
 {
@@ -138,10 +159,12 @@ static uint32_t list_last(const uint64_t *list, const struct list_cut *cut)
 /* ---- cached, and found again ---------------------------------------------------------------------------------------
  */
 
-enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run, uint32_t page)
+enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run, uint32_t tenant,
+                           uint32_t page)
 {
-    put64(ledger, &m->entries[page].use, policy_cached(ledger, m, page));
-    return list_put_first(ledger, m, run, page);
+    uint64_t use = policy_cached(ledger, m, page);
+    put64(ledger, &m->entries[page].use, use);
+    return list_put_first(ledger, m, run, &m->tenants[tenant].lists[USE_CLASS(use)], page);
 }
 
 enum kvp_status relist_page(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint64_t use)
@@ -156,7 +179,7 @@ enum kvp_status relist_page(struct kvp_ledger *ledger, const struct pool_map *m,
     TRY(list_take(ledger, m, &cut, page));
     list_cut_end(ledger, m, &cut);
     put64(ledger, &m->entries[page].use, use);
-    TRY(list_put_first(ledger, m, &run, page));
+    TRY(list_put_first(ledger, m, &run, list_of(m, page), page));
     list_run_end(ledger, m, &run);
     return KVP_OK;
 }
@@ -202,6 +225,21 @@ enum kvp_status find_page(struct kvp_ledger *ledger, const struct pool_map *m, s
 /* ---- eviction ------------------------------------------------------------------------------------------------------
  */
 
+/* Put a page behind the last of its list, of which a run may be cut out at the end: it closes the cut. */
+static enum kvp_status list_put_back(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut,
+                                     uint32_t page)
+{
+    const uint64_t *list = list_of(m, page);
+    if (cut->list != list || cut->next != 0 || cut->prev == 0) {
+        list_cut_end(ledger, m, cut);
+        return list_put_last(ledger, m, page);
+    }
+    put64(ledger, &m->entries[page].links, LINKS_WORD(0, cut->prev));
+    put64(ledger, list, HEAD_WORD(HEAD_FIRST(*list), page + 1));
+    cut->next = page + 1;
+    return KVP_OK;
+}
+
 /* A page's last child is gone: if it was parked, it is at the end of its list again. */
 static enum kvp_status now_a_leaf(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
                                   uint32_t page, bool *ret_put_back)
@@ -210,101 +248,180 @@ static enum kvp_status now_a_leaf(struct kvp_ledger *ledger, const struct pool_m
     *ret_put_back = is_cached(m, page) && (use & USE_PARKED);
     if (!*ret_put_back)
         return KVP_OK;
-    list_cut_end(ledger, m, &drop->cut);
     put64(ledger, &m->entries[page].use, use & ~USE_PARKED);
-    return list_put_last(ledger, m, page);
+    return list_put_back(ledger, m, &drop->cut, page);
 }
 
-/* @param ret_put_back  another page came to the end of a list by it */
+/* Memory that the evictions after this page's will need: a list's pages lie anywhere, and so do their slots. The next are
+ * the one before it in its list, and the one that it extends, which may be parked. */
+static PREFETCHER void prefetch_victims(const struct pool_map *m, uint32_t page)
+{
+    uint32_t before = LINK_PREV(m->entries[page].links) - 1, parent = ENTRY_PARENT(m->entries[page].family) - 1;
+    if (before < m->pool->pages) {
+        prefetch_index(m, before);
+        uint32_t second = LINK_PREV(m->entries[before].links) - 1;
+        if (second < m->pool->pages)
+            prefetch_page(m, second);
+    }
+    if (parent != before && parent < m->pool->pages)
+        prefetch_index(m, parent);
+}
+
+/* Of a page that was taken out of its list. @param ret_put_back  the page that came to the end of a list by it, or
+ * KVP_NONE */
 static enum kvp_status evict_page(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
-                                  uint32_t page, bool *ret_put_back)
+                                  uint32_t page, uint32_t *ret_put_back)
 {
     uint32_t parent;
+    bool put_back = false;
     policy_evicted(ledger, m, page);
-    TRY(list_take(ledger, m, &drop->cut, page));
     TRY(unpublish(ledger, m, page, &parent));
     TRY(free_page(ledger, m, drop, page));
     drop->evicted++;
-    *ret_put_back = false;
-    if (parent == KVP_NONE || ENTRY_CHILDREN(m->entries[parent].family) != 0)
-        return KVP_OK;
-    return now_a_leaf(ledger, m, drop, parent, ret_put_back);
+    if (parent != KVP_NONE && ENTRY_CHILDREN(m->entries[parent].family) == 0)
+        TRY(now_a_leaf(ledger, m, drop, parent, &put_back));
+    *ret_put_back = put_back ? parent : KVP_NONE;
+    return KVP_OK;
 }
 
-static bool may_evict(const struct pool_map *m, const struct page_drop *drop, uint32_t index, struct evict_scope scope)
+/* How many pages of a tenant may be evicted. */
+static uint32_t may_evict(const struct pool_map *m, const struct page_drop *drop, uint32_t index,
+                          struct evict_scope scope)
 {
     const struct block_tenant *tenant = &m->tenants[index];
     uint32_t evicted = drop->tenant == index ? drop->evicted : 0; /* not counted yet; of its pages no others are */
-    if (tenant->cached == evicted)
-        return false;
-    return index == scope.taker || (!scope.own && (scope.forced || tenant->pages - evicted > tenant->guaranteed));
+    uint32_t cached = tenant->cached - evicted, pages = tenant->pages - evicted;
+    if (index == scope.taker || (scope.forced && !scope.own))
+        return cached;
+    if (scope.own || pages <= tenant->guaranteed)
+        return 0;
+    return cached < pages - tenant->guaranteed ? cached : pages - tenant->guaranteed;
+}
+
+/* Take a page that is no leaf out of the end of its list. Out of line, for it is rare and big. */
+static __attribute__((noinline)) enum kvp_status park(struct kvp_ledger *ledger, const struct pool_map *m,
+                                                      struct list_cut *cut, const uint64_t *list, uint32_t page)
+{
+    TRY(txn_room(ledger, 2 * ROOM_SMALL));
+    TRY(list_take_last(ledger, m, cut, list, page));
+    put64(ledger, &m->entries[page].use, m->entries[page].use | USE_PARKED);
+    return KVP_OK;
 }
 
 /* The page at the end of a list that is a leaf, parking those in front of it that are not. KVP_NONE: the list is empty. */
-static enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut,
-                                 const uint64_t *list, uint32_t *ret_page)
+static inline enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut,
+                                        uint32_t tenant, uint32_t class, uint32_t *ret_page)
 {
+    const uint64_t *list = &m->tenants[tenant].lists[class];
     uint32_t last;
     *ret_page = KVP_NONE;
     while ((last = list_last(list, cut)) != 0) {
-        uint32_t page = linked_page(m, last);
-        if (page == KVP_NONE || list_of(m, page) != list)
+        uint32_t page = last - 1;
+        if (!is_listed(m, tenant, class, page))
             return KVP_ECORRUPT;
         if (ENTRY_CHILDREN(m->entries[page].family) == 0) {
             *ret_page = page;
             return KVP_OK;
         }
-        TRY(txn_room(ledger, 2 * ROOM_SMALL));
-        TRY(list_take(ledger, m, cut, page));
-        put64(ledger, &m->entries[page].use, m->entries[page].use | USE_PARKED);
+        TRY(park(ledger, m, cut, list, page));
     }
     return KVP_OK;
 }
 
-/* Where the last victim was found: the next of that list is the next victim as long as it leaves before `others`. */
+/* The pages at the ends of a tenant's lists, which are leaves, and how long they stay: the next victim is one of them
+ * as long as it leaves before `others`. */
 struct victims {
-    const uint64_t *list; /* NULL: all lists are to be looked at */
-    uint32_t tenant;
-    int64_t others;
+    uint32_t tenant; /* KVP_TENANTS_MAX: all tenants are to be looked at */
+    unsigned moved;  /* a bit a list: it may end in another page now */
+    uint32_t pages[KVP_CLASSES];
+    int64_t stays[KVP_CLASSES]; /* INT64_MAX: the list is empty */
+    int64_t others;             /* the least of the other tenants' */
 };
+#define ALL_LISTS ((1u << KVP_CLASSES) - 1)
 
-static enum kvp_status search_victim(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
-                                     struct evict_scope scope, struct victims *victims, uint32_t *ret_page)
+/* Look at the lists that moved. @return the class of the page that leaves first */
+static enum kvp_status look_at_ends(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                    struct victims *victims, uint32_t *ret_class)
+{
+    const uint64_t *lists = m->tenants[victims->tenant].lists;
+    for (; victims->moved != 0; victims->moved &= victims->moved - 1) {
+        uint32_t class = (uint32_t)__builtin_ctz(victims->moved), page = KVP_NONE;
+        if (lists[class] != 0)
+            TRY(list_leaf(ledger, m, &drop->cut, victims->tenant, class, &page));
+        victims->pages[class] = page;
+        victims->stays[class] = page != KVP_NONE ? policy_stays(m, page) : INT64_MAX;
+        if (page != KVP_NONE)
+            prefetch_index(m, page);
+    }
+    *ret_class = 0;
+    for (uint32_t class = 1; class < KVP_CLASSES; class ++) {
+        if (victims->stays[class] < victims->stays[*ret_class])
+            *ret_class = class;
+    }
+    return KVP_OK;
+}
+
+static enum kvp_status search_victims(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                      struct evict_scope scope, struct victims *victims, uint32_t *ret_class)
 {
     int64_t least = INT64_MAX;
-    *ret_page = KVP_NONE;
-    *victims = (struct victims){.others = INT64_MAX};
+    victims->tenant = KVP_TENANTS_MAX;
     for (uint32_t i = 0; i < KVP_TENANTS_MAX && m->tenants[i].used; i++) {
-        if (!may_evict(m, drop, i, scope))
+        struct victims some = {.tenant = i, .moved = ALL_LISTS, .others = least};
+        uint32_t class;
+        if (may_evict(m, drop, i, scope) == 0)
             continue;
-        for (uint32_t class = 0; class < KVP_CLASSES; class ++) {
-            const uint64_t *list = &m->tenants[i].lists[class];
-            uint32_t page;
-            if (*list == 0)
-                continue;
-            TRY(list_leaf(ledger, m, &drop->cut, list, &page));
-            int64_t stays = page != KVP_NONE ? policy_stays(m, page) : INT64_MAX;
-            if (stays < least) {
-                *victims = (struct victims){list, i, least};
-                *ret_page = page;
-                least = stays;
-            } else if (stays < victims->others) {
-                victims->others = stays;
-            }
+        TRY(look_at_ends(ledger, m, drop, &some, &class));
+        if (some.stays[class] < least) {
+            *victims = some;
+            *ret_class = class;
+            least = some.stays[class];
+        } else if (some.stays[class] < victims->others) {
+            victims->others = some.stays[class];
         }
     }
     return KVP_OK;
 }
 
-static enum kvp_status find_victim(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
-                                   struct evict_scope scope, struct victims *victims, uint32_t *ret_page)
+/* @param ret_class  of which victims->pages[class] is the next victim, unless victims->tenant is KVP_TENANTS_MAX: no page
+ *                   may go */
+static enum kvp_status find_victims(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                    struct evict_scope scope, struct victims *victims, uint32_t *ret_class)
 {
-    if (victims->list != NULL && may_evict(m, drop, victims->tenant, scope)) {
-        TRY(list_leaf(ledger, m, &drop->cut, victims->list, ret_page));
-        if (*ret_page != KVP_NONE && policy_stays(m, *ret_page) < victims->others)
-            return KVP_OK;
+    bool known = victims->tenant != KVP_TENANTS_MAX && may_evict(m, drop, victims->tenant, scope) != 0;
+    if (known)
+        TRY(look_at_ends(ledger, m, drop, victims, ret_class));
+    if (!known || victims->stays[*ret_class] >= victims->others)
+        TRY(search_victims(ledger, m, drop, scope, victims, ret_class));
+    return KVP_OK;
+}
+
+/* Up to n pages from the end of one list, as long as they leave before those at the ends of the others. */
+static enum kvp_status evict_run(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
+                                 struct victims *victims, uint32_t class, uint32_t n, uint64_t room_after,
+                                 uint32_t *ret_evicted)
+{
+    const uint64_t *list = &m->tenants[victims->tenant].lists[class];
+    uint32_t page = victims->pages[class], put_back = KVP_NONE, evicted = 0;
+    int64_t others = victims->others;
+    for (uint32_t other = 0; other < KVP_CLASSES; other++) {
+        if (other != class && victims->stays[other] < others)
+            others = victims->stays[other];
     }
-    return search_victim(ledger, m, drop, scope, victims, ret_page);
+    victims->moved |= 1u << class;
+    do {
+        TRY(txn_room(ledger, room_after + 2 * ROOM_SMALL));
+        prefetch_victims(m, page);
+        TRY(list_take_last(ledger, m, &drop->cut, list, page));
+        TRY(evict_page(ledger, m, drop, page, &put_back));
+        if (++evicted == n || put_back != KVP_NONE)
+            break;
+        TRY(list_leaf(ledger, m, &drop->cut, victims->tenant, class, &page));
+    } while (page != KVP_NONE && policy_stays(m, page) < others);
+    if (put_back != KVP_NONE)
+        victims->moved |= 1u << USE_CLASS(m->entries[put_back].use);
+    *ret_evicted = evicted;
+    return KVP_OK;
 }
 
 enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope, uint32_t n,
@@ -312,17 +429,15 @@ enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m,
 {
     uint32_t evicted = 0;
     struct page_drop drop = drop_begin(m);
-    struct victims victims = {.list = NULL};
-    for (; evicted < n; evicted++) {
-        uint32_t page;
-        bool put_back;
-        TRY(txn_room(ledger, room_after + 2 * ROOM_SMALL));
-        TRY(find_victim(ledger, m, &drop, scope, &victims, &page));
-        if (page == KVP_NONE)
+    struct victims victims = {.tenant = KVP_TENANTS_MAX};
+    while (evicted < n) {
+        uint32_t class = 0, most, some;
+        TRY(find_victims(ledger, m, &drop, scope, &victims, &class));
+        if (victims.tenant == KVP_TENANTS_MAX)
             break;
-        TRY(evict_page(ledger, m, &drop, page, &put_back));
-        if (put_back)
-            victims.list = NULL;
+        most = may_evict(m, &drop, victims.tenant, scope);
+        TRY(evict_run(ledger, m, &drop, &victims, class, most < n - evicted ? most : n - evicted, room_after, &some));
+        evicted += some;
     }
     drop_end(ledger, m, &drop);
     *ret_evicted = evicted;
@@ -360,13 +475,13 @@ enum kvp_status kvp_cache_evict_prefix(struct kvp_ledger *ledger, struct kvp_poo
     uint32_t evicted = 0;
     TRY(map_live_pool(ledger, pool, &m));
     struct page_drop drop = drop_begin(&m);
-    bool put_back;
     for (size_t i = n; i-- > 0 && txn_room(ledger, 3 * ROOM_SMALL) == KVP_OK;) {
-        uint32_t page = find_block(&m, tenant, &keys[i]);
+        uint32_t page = find_block(&m, tenant, &keys[i]), put_back;
         if (page == KVP_NONE)
             continue;
         if (!is_cached(&m, page) || ENTRY_CHILDREN(m.entries[page].family) != 0)
             break;
+        TRY(list_take(ledger, &m, &drop.cut, page));
         TRY(evict_page(ledger, &m, &drop, page, &put_back));
         evicted++;
     }

@@ -19,6 +19,10 @@
 
 #define ROOM_SMALL 96u /* more than any function stores that does not loop */
 
+/* For a function that does nothing but prefetch: gcc 12 finds that it has no effect, and drops each call that it did not
+ * have to inline. */
+#define PREFETCHER inline __attribute__((always_inline))
+
 /* ---- session.c -----------------------------------------------------------------------------------------------------
  */
 
@@ -119,14 +123,35 @@ void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, struct page_d
 #define ENTRY_PARENT(family)   ((uint32_t)(family)) /* page + 1 */
 #define ENTRY_CHILDREN(family) ((uint32_t)((family) >> 32))
 
+#define KEY_TAG(words) ((uint32_t)((words)[0] >> 32)) /* of a key, what its slot has of it */
+/* Where the search for a key begins. */
+static inline uint32_t home_of(const struct pool_map *m, uint32_t tag)
+{
+    return (uint32_t)((uint64_t)tag * m->slot_count >> 32);
+}
 /* The published page of a key, if it is that tenant's (id); else KVP_NONE. */
 uint32_t find_block(const struct pool_map *m, uint32_t tenant, const struct kvp_block_key *key);
+/* Pages published one after the other: what is in common, and what the last is related to, is stored at the end. */
+struct publish_run {
+    uint32_t published; /* not yet counted */
+    uint32_t last;
+    uint64_t family; /* of the last, not yet stored */
+};
 /* Seal a page of a row, and publish it if it has a key. At most STORES_SEAL logged stores, unless those before it in the
  * row have to be published too: that looks for room itself. */
-enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *row, uint32_t index);
+enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, struct publish_run *run,
+                          const uint32_t *row, uint32_t index);
+void publish_end(struct kvp_ledger *ledger, const struct pool_map *m, struct publish_run *run);
 #define STORES_SEAL 7u
 /* Take a page out of the index; counting it is the caller's. @param ret_parent  the page that it extended, or KVP_NONE */
 enum kvp_status unpublish(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page, uint32_t *ret_parent);
+/* What is known of a page, which can lie in two lines. */
+static PREFETCHER void prefetch_page(const struct pool_map *m, uint32_t page)
+{
+    __builtin_prefetch(&m->entries[page].key);
+    __builtin_prefetch(&m->entries[page].use);
+    __builtin_prefetch(&m->pages[page]);
+}
 /* The pages of the longest known prefix, with a reference each, into the empty row of a slot. */
 enum kvp_status take_known(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                            uint32_t tenant, size_t n, const struct kvp_block_key *keys, uint32_t *ret_pages);
@@ -149,6 +174,25 @@ enum use_kind {
 #define USE_WORD(stamp, class, hits, kind)                                                                             \
     ((uint64_t)(kind) << 39 | (uint64_t)(hits) << 35 | (uint64_t)(class) << 32 | (stamp))
 #define KVP_GHOST_WAYS 4u
+
+static inline bool is_adaptive(const struct pool_map *m)
+{
+    return m->pool->policy == KVP_POLICY_ADAPTIVE;
+}
+/* The ghosts among which a key's would be, if it is sampled. */
+static inline const uint32_t *ghost_set(const struct pool_map *m, const struct block_entry *entry)
+{
+    uint32_t sets = m->pool->pages / KVP_GHOST_WAYS != 0 ? m->pool->pages / KVP_GHOST_WAYS : 1;
+    return m->ghosts + KVP_GHOST_WAYS * (size_t)((entry->key[1] >> 32) * sets >> 32);
+}
+/* What publishing or evicting a page will need beside its entry, which is near already. */
+static PREFETCHER void prefetch_index(const struct pool_map *m, uint32_t page)
+{
+    const struct block_entry *entry = &m->entries[page];
+    __builtin_prefetch(&m->slots[home_of(m, KEY_TAG(entry->key))], 1);
+    if (is_adaptive(m))
+        __builtin_prefetch(ghost_set(m, entry), 1);
+}
 
 /* A cached page was found by its key; `use` is still as it was. */
 void policy_found(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
@@ -184,8 +228,9 @@ static inline bool is_cached(const struct pool_map *m, uint32_t page)
     return is_used_page(m, page) && PAGE_REFS(m->pages[page]) == 0 && PAGE_PUBLISHED(m->pages[page]) &&
            PAGE_TENANT(m->pages[page]) - 1 < KVP_TENANTS_MAX;
 }
-/* The last reference of a published page was dropped. At most 5 logged stores. */
-enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run, uint32_t page);
+/* The last reference of a published page of a tenant (its index) was dropped. At most 5 logged stores. */
+enum kvp_status cache_page(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run, uint32_t tenant,
+                           uint32_t page);
 void list_run_end(struct kvp_ledger *ledger, const struct pool_map *m, struct list_run *run);
 void list_cut_end(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut);
 /* Published pages found by their keys, one after the other: one more reference each. */
@@ -209,7 +254,7 @@ enum kvp_status tenant_place(struct kvp_ledger *ledger, const struct pool_map *m
 /* ---- digest.c ------------------------------------------------------------------------------------------------------
  */
 
-/* The page is free: what its bytes were is of no interest any more. */
+/* The page is free, of a pool that keeps digests: what its bytes were is of no interest any more. */
 void forget_digest(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t page);
 
 /* ---- seq.c: slots, keys, lists --------------------------------------------------------------------------------------

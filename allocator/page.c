@@ -159,7 +159,8 @@ enum kvp_status free_page(struct kvp_ledger *ledger, const struct pool_map *m, s
     drop->tenant = tenant;
     drop->freed++;
     put64(ledger, &m->pages[page], PAGE_RECORD(tenant, 0, LIST_FIRST(drop->free_list)) | (record & PAGE_DIRTY));
-    forget_digest(ledger, m, page);
+    if (m->digests != NULL)
+        forget_digest(ledger, m, page);
     if (record & PAGE_DIRTY)
         put32(ledger, &m->pool->dirty, m->pool->dirty - 1);
     drop->free_list = LIST_WORD(page, LIST_COUNT(drop->free_list) + 1);
@@ -188,7 +189,7 @@ enum kvp_status drop_page(struct kvp_ledger *ledger, const struct pool_map *m, s
     drop->tenant = tenant;
     drop->cached++;
     put64(ledger, &m->pages[page], record - PAGE_ONE_REF);
-    return cache_page(ledger, m, &drop->run, page);
+    return cache_page(ledger, m, &drop->run, tenant, page);
 }
 
 void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop)

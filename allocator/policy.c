@@ -58,11 +58,6 @@ static void count(struct kvp_ledger *ledger, const uint32_t *word, uint32_t n)
     hint(ledger, word, *word + n);
 }
 
-static bool is_adaptive(const struct pool_map *m)
-{
-    return m->pool->policy == KVP_POLICY_ADAPTIVE;
-}
-
 static bool is_sampled(const struct block_entry *entry)
 {
     return entry->key[1] % SAMPLE == 0;
@@ -89,6 +84,12 @@ static uint32_t bin_first(uint32_t bin)
     return (1u << power) + (bin % 2 != 0 ? 1u << (power - 1) : 0);
 }
 
+/* The ages in a bin are a power of two: so the forecasts, of which there are thousands, need not divide by them. */
+static uint32_t bin_ages_log2(uint32_t bin)
+{
+    return bin < 2 ? 0 : bin / 2 - 1;
+}
+
 static uint32_t bin_last(uint32_t bin)
 {
     uint32_t first = bin_first(bin);
@@ -106,12 +107,6 @@ static uint32_t fingerprint(const struct block_entry *entry)
 {
     uint32_t bits = (uint32_t)(entry->key[1] >> 8) & 0x7ffu;
     return bits != 0 ? bits : 1;
-}
-
-static const uint32_t *ghost_set(const struct pool_map *m, const struct block_entry *entry)
-{
-    uint32_t sets = m->pool->pages / KVP_GHOST_WAYS != 0 ? m->pool->pages / KVP_GHOST_WAYS : 1;
-    return m->ghosts + KVP_GHOST_WAYS * (size_t)((entry->key[1] >> 32) * sets >> 32);
 }
 
 static uint32_t ghost_age(const struct pool_map *m, uint32_t ghost)
@@ -353,8 +348,8 @@ static uint64_t expect(const struct block_policy *policy, const struct forecast 
     for (uint32_t c = 1; c < KVP_CLASSES; c++) {
         int64_t wanted = life + (int64_t)scale * weights[c];
         uint32_t stays = wanted < 0 ? 0 : wanted > AGE_MAX ? AGE_MAX : (uint32_t)wanted;
-        uint32_t bin = bin_of(stays), first = bin_first(bin), last = bin_last(bin);
-        uint64_t part = (uint64_t)policy->again[c][bin] * (stays - first + 1) / (last - first + 1);
+        uint32_t bin = bin_of(stays), first = bin_first(bin);
+        uint64_t part = (uint64_t)policy->again[c][bin] * (stays - first + 1) >> bin_ages_log2(bin);
         uint64_t in = sums->again[c][bin] + part;
         hits += in;
         stayed += sums->stayed[c][bin] + part * (first + stays) / 2;

@@ -188,8 +188,10 @@ enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m,
     if (end > seq->row_pages)
         return KVP_ECORRUPT;
     const uint32_t *row = row_of(m, slot_of(m, seq));
+    struct publish_run run = {.published = 0};
     for (; page < end && txn_room_left(ledger) >= ROOM_SMALL + STORES_SEAL; page++)
-        TRY(seal_page(ledger, m, row, page));
+        TRY(seal_page(ledger, m, &run, row, page));
+    publish_end(ledger, m, &run);
     if (page < end)
         written = page * page_tokens;
     if (seq->copy_source != 0) {
