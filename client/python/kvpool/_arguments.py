@@ -13,8 +13,9 @@ U64 = (1 << 64) - 1
 
 def integer(what: str, value: Any, most: int = U32, least: int = 0) -> int:
     """An integer from `least` to `most`."""
+    whole: Any = None if getattr(value, "ndim", 0) else value  # an array of one number has an index, too
     try:
-        number = operator.index(value)
+        number = operator.index(whole)
     except TypeError:
         raise TypeError(f"{what} is a {type(value).__name__}; it must be an integer") from None
     if not least <= number <= most:

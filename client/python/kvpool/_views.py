@@ -14,7 +14,8 @@ from .errors import InvalidArgument
 
 HOST = 1
 CUDA = 2
-_torch_names: dict[Any, str] = {}  # of dtypes: str() of one takes longer than all else that a view does
+_torch_names: dict[Any, str] = {}  # of dtypes: to name one takes longer than all else that a view does
+_numpy_names: dict[Any, str] = {}
 
 
 class View(NamedTuple):
@@ -52,21 +53,40 @@ def torch_name(dtype: Any) -> str:
     return _torch_names.get(dtype) or _torch_names.setdefault(dtype, str(dtype)[6:])
 
 
+def numpy_name(dtype: Any) -> str:
+    """A numpy.dtype's name. Raises TypeError where the bytes are no numbers as this machine has them."""
+    if dtype.hasobject or not dtype.isnative:
+        raise TypeError(f"an array of {dtype.str} is not one of numbers in this machine's byte order")
+    return _numpy_names.setdefault(dtype, dtype.name)
+
+
 def view(value: Any, what: str) -> View:
     """Where a tensor's or an array's bytes are. Raises TypeError for anything else."""
     if is_torch(value):
         size, place = value.element_size(), value.device
         if place.type not in ("cpu", "cuda"):
             raise TypeError(f"{what} is on {place}; it must be on the host or a CUDA device")
+        if value.is_neg() or value.is_conj():
+            raise TypeError(f"{what} is a view that negates or conjugates; resolve_neg and resolve_conj copy it")
         device = (CUDA, place.index) if place.type == "cuda" else (HOST, 0)
         strides = tuple([stride * size for stride in value.stride()])
         return View(value.data_ptr(), tuple(value.shape), strides, size, torch_name(value.dtype), device)
     if is_numpy(value):
-        return View(value.ctypes.data, value.shape, value.strides, value.itemsize, value.dtype.name, (HOST, 0))
+        dtype = value.dtype
+        name = _numpy_names.get(dtype) or numpy_name(dtype)
+        return View(value.ctypes.data, value.shape, value.strides, value.itemsize, name, (HOST, 0))
     own = getattr(value, "_kvpool_view", None)
     if isinstance(own, View):
         return own
     raise TypeError(f"{what} is a {type(value).__name__}; it must be a torch tensor or a numpy array")
+
+
+def target(value: Any, what: str) -> View:
+    """The view of what is written to. Raises InvalidArgument where it is read-only."""
+    seen = view(value, what)
+    if is_numpy(value) and not value.flags.writeable:
+        raise InvalidArgument(f"{what} is read-only")
+    return seen
 
 
 def dense(value: Any, what: str) -> tuple[View, Any]:
@@ -82,16 +102,19 @@ def dense(value: Any, what: str) -> tuple[View, Any]:
     return seen, value
 
 
-def indices(values: Iterable[tuple[str, Any]]) -> tuple[int, list[View], list[Any]]:
+def indices(values: Iterable[tuple[str, Any]], *, table: bool = False) -> tuple[int, list[View], list[Any]]:
     """Index arrays of one width, contiguous: (bits, views, what must live as long as they). Those of int32 stay so
-    where all are; else all become int64. Raises TypeError for what is no integer array."""
+    where all are; else all become int64. They have one dimension, the first of a `table` two. Raises TypeError for what
+    is no integer array, InvalidArgument for other dimensions."""
     kept: list[Any] = []
     names = [what for what, _ in values]
-    views = []
+    views: list[View] = []
     for what, value in values:
         seen = view(value, what)
         if seen.dtype not in ("int32", "int64", "uint8", "int8", "int16", "uint16", "uint32"):
             raise TypeError(f"{what} is of {seen.dtype}; indices are integers")
+        if len(seen.shape) != 1 + (table and not views):
+            raise InvalidArgument(f"{what} is {list(seen.shape)}; it must have {1 + (table and not views)} dimensions")
         views.append(seen)
         kept.append(value)
     wanted = "int32" if all(seen.dtype == "int32" for seen in views) else "int64"

@@ -10,6 +10,7 @@ from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _views
+from ._arguments import integer
 from .errors import InvalidArgument, OutOfPages
 from .page import append_paged_kv_cache
 
@@ -52,7 +53,9 @@ class _Own:
     def _make(self, like: Any) -> None:
         if _views.is_torch(like):
             torch = sys.modules["torch"]
-            dtype = getattr(torch, self._dtype) if isinstance(self._dtype, str) else self._dtype or like.dtype
+            dtype = getattr(torch, self._dtype, None) if isinstance(self._dtype, str) else self._dtype or like.dtype
+            if not isinstance(dtype, torch.dtype):
+                raise InvalidArgument(f"torch has no dtype {self._dtype!r}")
             self.cache = torch.zeros(self._shape, dtype=dtype,
                                      device=like.device if self._device is None else self._device)
         else:
@@ -65,6 +68,15 @@ class _Own:
     def append(self, request_id: Hashable, k: Any, v: Any) -> None:
         if self.cache is None:
             self._make(k)
+            try:
+                self._write(request_id, k, v)
+            except BaseException:
+                self.cache = None  # the next first append says what it is to be
+                raise
+        else:
+            self._write(request_id, k, v)
+
+    def _write(self, request_id: Hashable, k: Any, v: Any) -> None:
         pages, length = self._requests.get(request_id, ([], 0))
         n = int(k.shape[0])
         short = -(-(length + n) // self._page_size) - len(pages)
@@ -142,12 +154,10 @@ class PagedKVCacheManager:
 
     def __init__(self, max_num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, *, dtype: Any = None,
                  device: Any = None, pool: Pool | None = None) -> None:
-        if min(max_num_pages, page_size, num_kv_heads, head_dim) < 1:
-            raise InvalidArgument("pages, page_size, heads and head_dim are from 1 on")
-        self.max_num_pages = max_num_pages
-        self.page_size = page_size
-        self.num_kv_heads = num_kv_heads
-        self.head_dim = head_dim
+        self.max_num_pages = max_num_pages = integer("max_num_pages", max_num_pages, least=1)
+        self.page_size = page_size = integer("page_size", page_size, least=1)
+        self.num_kv_heads = num_kv_heads = integer("num_kv_heads", num_kv_heads, least=1)
+        self.head_dim = head_dim = integer("head_dim", head_dim, least=1)
         self._like: Any = None
         self._store: _Store
         if pool is None:
@@ -172,7 +182,7 @@ class PagedKVCacheManager:
     def append(self, request_id: Hashable, k: Any, v: Any) -> None:
         """Store a token's K and V, [num_kv_heads, head_dim] each, or those of several, [tokens, ...], behind what the
         request has. All or nothing: raises OutOfPages, InvalidArgument."""
-        if len(k.shape) == 2:
+        if len(_views.view(k, "k").shape) == len(_views.view(v, "v").shape) == 2:
             k, v = k[None], v[None]
         self._like = k[:0]
         self._store.append(request_id, k, v)

@@ -26,7 +26,10 @@ from collections.abc import Callable
 from typing import Any, overload
 
 from . import _abi, _views
+from ._arguments import integer
 from .errors import BadIndex, InvalidArgument, NoDevice, check
+
+_INT32_MAX = (1 << 31) - 1
 
 # ---- launching -----------------------------------------------------------------------------------------------------
 
@@ -70,6 +73,10 @@ def _launch(operation: str, args: Any, device: tuple[int, int]) -> None:
 
 def _plane(seen: _views.View, page: int, token: int, head: int | None, what: str) -> _abi.PlaneView:
     """A cache's view as the kernels take it; the arguments are which dimension is which, the last is the elements'."""
+    if min(seen.shape) < 1:
+        raise InvalidArgument(f"{what} is {list(seen.shape)}; no dimension may be 0")
+    if min(seen.strides) <= 0 and any(n > 1 and stride <= 0 for n, stride in zip(seen.shape, seen.strides)):
+        raise InvalidArgument(f"the strides of {what} are {list(seen.strides)} bytes; they must be positive")
     if seen.shape[-1] > 1 and seen.strides[-1] != seen.itemsize:
         raise InvalidArgument(f"the last dimension of {what} is not dense")
     code = _abi.DTYPE_CODES.get(seen.dtype)
@@ -116,8 +123,13 @@ def _csr(nnz: int, page: int, batch_indices: Any, positions: Any, kv_indices: An
     bits, views, kept = _views.indices((("batch_indices", batch_indices), ("positions", positions),
                                         ("kv_indices", kv_indices), ("kv_indptr", kv_indptr)))
     _one_length("tokens, batch_indices and positions", [nnz, views[0].shape[0], views[1].shape[0]])
+    listed, batch = views[2].shape[0], views[3].shape[0] - 1
+    if batch < 0:
+        raise InvalidArgument("kv_indptr is empty; it has an entry more than there are sequences")
+    if nnz and views[3].device[0] == _views.HOST and int(kept[3].max()) > listed:
+        raise InvalidArgument(f"kv_indptr goes up to {int(kept[3].max())}; kv_indices has {listed} entries")
     at = _abi.Address(
-        kind=_abi.ADDRESS_CSR, index_bits=bits, nnz=nnz, batch=views[3].shape[0] - 1, batch_indices=views[0].pointer,
+        kind=_abi.ADDRESS_CSR, index_bits=bits, nnz=nnz, batch=batch if listed else 0, batch_indices=views[0].pointer,
         positions=views[1].pointer, kv_indices=views[2].pointer or views[3].pointer, kv_indptr=views[3].pointer)
     return at, views, kept
 
@@ -127,8 +139,9 @@ def _table(nnz: int, page: int, page_table: Any, last_page_len: Any,
     """The same, one token a row, behind what the row holds."""
     if page_size != page:
         raise InvalidArgument(f"page_size {page_size}; the cache has pages of {page} tokens")
-    bits, (table, last), kept = _views.indices((("page_table", page_table), ("last_page_len", last_page_len)))
-    if len(table.shape) != 2 or table.shape[1] < 1:
+    bits, (table, last), kept = _views.indices((("page_table", page_table), ("last_page_len", last_page_len)),
+                                              table=True)
+    if table.shape[1] < 1:
         raise InvalidArgument(f"page_table is {list(table.shape)}; it must be [batch, columns]")
     _one_length("tokens, rows and last_page_len", [nnz, table.shape[0], last.shape[0]])
     rows, lens = kept
@@ -165,9 +178,9 @@ def _arrays(cache: Any) -> list[Any]:
 def _pair(caches: list[Any]) -> tuple[_views.View, _views.View]:
     """K and V of a cache's arrays."""
     if len(caches) == 2:
-        pair = _views.view(caches[0], "the K cache"), _views.view(caches[1], "the V cache")
+        pair = _views.target(caches[0], "the K cache"), _views.target(caches[1], "the V cache")
     else:
-        both = _views.view(caches[0], "the cache")
+        both = _views.target(caches[0], "the cache")
         if len(both.shape) != 5 or both.shape[1] != 2:
             raise InvalidArgument(f"the cache is {list(both.shape)}; it must be [pages, 2, ...] of 5 dimensions")
         key = both._replace(shape=(both.shape[0], *both.shape[2:]), strides=(both.strides[0], *both.strides[2:]))
@@ -202,12 +215,19 @@ def append_paged_kv_cache(append_key: Any, append_value: Any, batch_indices: Any
     """
     if kv_layout not in ("NHD", "HND"):
         raise InvalidArgument(f"kv_layout {kv_layout!r} is none of NHD, HND")
-    if isinstance(kv_indices, int):
-        _run(_append_rows, append_key, append_value, _arrays(batch_indices), positions, paged_kv_cache, kv_indices,
-             kv_layout)
+    if kv_indptr is None:
+        _run(_append_rows, append_key, append_value, _arrays(batch_indices), positions, paged_kv_cache,
+             _page_size(kv_indices, "kv_indices"), kv_layout)
     else:
         _run(_append_csr, append_key, append_value, _arrays(paged_kv_cache), batch_indices, positions, kv_indices,
              kv_indptr, kv_layout)
+
+
+def _page_size(value: Any, what: str) -> int:
+    """Of the rows' form, which has no kv_indptr."""
+    if isinstance(value, int):  # a symbol, too, where torch.compile reads this
+        return value
+    return integer(f"page_size, or {what} without kv_indptr,", value)
 
 
 def _append_csr(key: Any, value: Any, caches: list[Any], batch_indices: Any, positions: Any, kv_indices: Any,
@@ -254,8 +274,9 @@ def append_paged_mla_kv_cache(append_ckv: Any, append_kpe: Any, batch_indices: A
     Rows' form, by position: (k [batch, heads, dim], v, kv_cache [pages, page_size, heads, 2 * dim], page_table,
     last_page_len, page_size): K into the first half of each head, V into the second.
     """
-    if isinstance(kpe_cache, int):
-        _run(_append_mla_rows, append_ckv, append_kpe, [batch_indices], positions, ckv_cache, kpe_cache)
+    if kv_indptr is None:
+        _run(_append_mla_rows, append_ckv, append_kpe, [batch_indices], positions, ckv_cache,
+             _page_size(kpe_cache, "kpe_cache"))
         return
     for value, cache, what in ((append_ckv, ckv_cache, "ckv"), (append_kpe, kpe_cache, "kpe")):
         if (value is None) != (cache is None):
@@ -271,7 +292,7 @@ def _append_mla_csr(ckv: Any, kpe: Any, given: list[Any], batch_indices: Any, po
     planes, sources, kept, caches = [], [], [], []
     values = [(value, what) for value, what in ((ckv, "ckv"), (kpe, "kpe")) if value is not None]
     for (value, what), cache in zip(values, given):
-        seen = _views.view(cache, f"the cache of {what}")
+        seen = _views.target(cache, f"the cache of {what}")
         if len(seen.shape) != 3:
             raise InvalidArgument(f"the cache of {what} is {list(seen.shape)}; it must be [pages, page_size, {what}]")
         source, alive = _source(value, seen, (seen.shape[2],), f"the appended {what}")
@@ -290,7 +311,7 @@ def _append_mla_csr(ckv: Any, kpe: Any, given: list[Any], batch_indices: Any, po
 
 def _append_mla_rows(key: Any, value: Any, caches: list[Any], page_table: Any, last_page_len: Any,
                      page_size: int) -> None:
-    seen = _views.view(caches[0], "the cache")
+    seen = _views.target(caches[0], "the cache")
     if len(seen.shape) != 4 or seen.shape[3] % 2:
         raise InvalidArgument(f"the cache is {list(seen.shape)}; it must be [pages, page_size, heads, 2 * dim]")
     dim = seen.shape[3] // 2
@@ -338,7 +359,9 @@ def get_seq_lens(kv_indptr: Any, kv_last_page_len: Any, page_size: int) -> Any:
 
 def _seq_lens(kv_indptr: Any, kv_last_page_len: Any, page_size: int) -> Any:
     rows = _is_table(kv_indptr)
-    bits, (table, last), kept = _views.indices((("the page table", kv_indptr), ("last_page_len", kv_last_page_len)))
+    bits, (table, last), kept = _views.indices((("the page table", kv_indptr), ("last_page_len", kv_last_page_len)),
+                                              table=rows)
+    page_size = integer("page_size", page_size, _abi.PAGE_TOKENS_MAX, 1)
     batch = _one_length("sequences and last_page_len", [table.shape[0] - (not rows), last.shape[0]])
     if batch > _abi.INDEX_BATCH_MAX:
         held = (kept[0] >= 0).cumprod(1).sum(1) if rows else kept[0][1:] - kept[0][:-1]
@@ -375,6 +398,8 @@ def get_batch_indices_positions(append_indptr: Any, seq_lens: Any, nnz: int, bat
             numpy = sys.modules["numpy"]
             indptr = numpy.concatenate([numpy.zeros(1, lens.dtype), lens.cumsum(dtype=lens.dtype)])
         append_indptr, seq_lens, nnz = indptr, lens, int(indptr[-1])
+    if not isinstance(nnz, int) or nnz < 0:
+        nnz = integer("nnz", nnz)
     batch_indices, positions = (_views.empty(append_indptr, nnz, "int32") if given is None else given
                                 for given in (batch_indices, positions))
     _run(_batch_indices, append_indptr, seq_lens, nnz, batch_indices, positions)
@@ -384,6 +409,9 @@ def get_batch_indices_positions(append_indptr: Any, seq_lens: Any, nnz: int, bat
 def _batch_indices(append_indptr: Any, seq_lens: Any, nnz: int, batch_indices: Any, positions: Any) -> None:
     bits, (ends, after), kept = _views.indices((("append_indptr", append_indptr), ("seq_lens", seq_lens)))
     if bits != 32:
+        most = max([0, *(int(value.max()) for value, seen in zip(kept, (ends, after))
+                         if seen.device[0] == _views.HOST and seen.shape[0])])
+        integer("a length in append_indptr or seq_lens", most, _INT32_MAX)
         kept = [value.int() if _views.is_torch(value) else value.astype("int32") for value in kept]
         ends, after = _views.view(kept[0], "append_indptr"), _views.view(kept[1], "seq_lens")
     batch = _one_length("sequences and seq_lens", [ends.shape[0] - 1, after.shape[0]])
@@ -408,7 +436,7 @@ def _batch_indices(append_indptr: Any, seq_lens: Any, nnz: int, batch_indices: A
 
 
 def _output(given: Any, nnz: int, what: str) -> _views.View:
-    seen = _views.view(given, what)
+    seen = _views.target(given, what)
     _check_output(seen.shape, seen.dtype, nnz < 2 or seen.strides == (4,), nnz, what)
     return seen
 

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
+import sys
 import threading
 from collections.abc import Iterator
 from collections.abc import Sequence as Listing
@@ -14,7 +16,7 @@ from ._append import Source, Steps, sources_of
 from ._arguments import U64, integer, text
 from ._blocks import CachedPage, Tokens, blocks_of
 from .client import Owner
-from .errors import Busy, Disconnected, InvalidArgument, PoolLost, SessionEnded, StaleHandle, check, fail
+from .errors import Busy, Disconnected, InvalidArgument, KvpoolError, PoolLost, SessionEnded, StaleHandle, check, fail
 from .plane import Plane
 from .region import Region, RegionInfo, map_region
 from .sequence import Point, Sequence, SequenceInfo
@@ -69,23 +71,40 @@ class Advance:
 
         Raises OutOfPages (`.missing` pages; nothing changed), StaleHandle, InvalidArgument.
         """
-        pointer, self._pointer = self._pointer, None
-        if pointer is None:
+        if self._pointer is None:
             raise InvalidArgument("this advance has been waited for")
+        assert self._pool.pointer  # or it raises
+        pointer, self._pointer = self._pointer, None
         copies = (_abi.PageCopy * len(self._seqs))()
         n = ctypes.c_uint32()
         missing = ctypes.c_uint32()
-        status = _abi.library().kvp_advance_wait(pointer, copies, ctypes.byref(n), ctypes.byref(missing))
+        try:
+            status = _abi.library().kvp_advance_wait(pointer, copies, ctypes.byref(n), ctypes.byref(missing))
+            if status == 0:
+                self._done()
+        except BaseException:  # KeyboardInterrupt: the daemon is asked for what there is room for when it matters
+            for seq in self._seqs:
+                seq._reserved = None
+            raise
         if status != 0:
             fail(status, missing=missing.value)
+        if n.value:
+            self._pool._settle(self._seqs, copies[: n.value], stream)
+
+    def _done(self) -> None:
         for seq, tokens in zip(self._seqs, self._reserved):
             seq._reserved = tokens
         if self._truncate:
             for seq, tokens in zip(self._seqs, self._reserved):
                 seq._copied = None
                 seq._enqueued = min(seq._enqueued, tokens)
-        if n.value:
-            self._pool._settle(self._seqs, copies[: n.value], stream)
+
+    def __del__(self) -> None:
+        """As when Ctrl-C comes between the halves: the answer is taken all the same, or it would be unknown here what
+        there is room for."""
+        if self._pointer is not None and self._pool._owner is not None and not sys.is_finalizing():
+            with contextlib.suppress(KvpoolError):
+                self.wait()
 
 
 class Pool:
@@ -120,7 +139,8 @@ class Pool:
         """kvpool.torch's memory pools by tag and device: they keep what torch has freed as long as this is attached."""
 
     def __repr__(self) -> str:
-        return f"<kvpool.Pool {self.name}: {self.pages} pages of {self.page_size} tokens, {self.backend}>"
+        state = self.backend if self._owner is not None else "detached"
+        return f"<kvpool.Pool {self.name}: {self.pages} pages of {self.page_size} tokens, {state}>"
 
     def __enter__(self) -> Pool:
         return self
@@ -331,7 +351,8 @@ class Pool:
                 if seq.closed:
                     raise StaleHandle(f"sequence {seq.slot}.{seq.generation} is closed")
                 if seq.pool is not self:
-                    raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} is of pool {seq.pool.name}")
+                    raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} is of pool {seq.pool.name} of "
+                                          f"{seq.pool.client!r}; this is pool {self.name} of {self.client!r}")
         return array.array("Q", wires)
 
     def _gone(self, seqs: Listing[Sequence]) -> None:

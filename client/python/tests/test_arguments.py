@@ -86,6 +86,22 @@ class Arguments(PoolTest):
         self.assertEqual(len(seq), 0)
 
 
+class Unfinished(PoolTest):
+    @needs_numpy
+    def test_an_advance_that_nobody_waited_for_is_no_surprise_to_what_comes_next(self) -> None:
+        """As when Ctrl-C comes between its two halves."""
+        pool = self.pool(dtype="float32")
+        seq, k = pool.open(1), numpy.ones((3, 2, 8), "float32")
+        seq.append(k, k)
+        pool.advance_begin([seq], [16])
+        self.assertEqual(seq.append(k, k), 6)
+        self.assertEqual(seq.reserved, 16)
+        left = pool.advance_begin([seq], [20])
+        pool.detach()
+        with self.assertRaisesRegex(kvpool.SessionEnded, "detached"):
+            left.wait()
+
+
 class AttachedTwice(PoolTest):
     def test_it_is_the_same_pool(self) -> None:
         pool = self.pool(model="llama")

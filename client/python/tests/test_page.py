@@ -104,6 +104,40 @@ class Forms:
             self.assertTrue(numpy.array_equal(self.take(joined), expected))
             self.assertTrue(numpy.array_equal(numpy.concatenate([self.take(a) for a in apart], 2), expected))
 
+    def test_shapes_and_sizes_that_make_no_sense_are_told(self) -> None:
+        k, cache = self.give(numpy.zeros((2, 1, 4), "float32")), self.give(numpy.zeros((3, 2, 4, 1, 4), "float32"))
+        ends, lens = self.ints([0, 2]), self.ints([3])
+
+        def csr(owners=(0, 0), ids=(0,), indptr=(0, 1), cache=cache):
+            return lambda: kvpool.append_paged_kv_cache(k, k, self.ints(owners), self.ints([0, 1]), cache,
+                                                        self.ints(ids), None if indptr is None else self.ints(indptr),
+                                                        None)
+
+        def rows(page_size):
+            table = self.ints([[0], [1]]), self.ints([0, 0])
+            return lambda: kvpool.append_paged_kv_cache(k, k, cache, *table, page_size)
+
+        for kind, text, call in (
+                (kvpool.InvalidArgument, r"batch_indices is \[2, 1\]", csr(owners=[[0], [0]])),
+                (kvpool.InvalidArgument, r"kv_indices is \[1, 1\]", csr(ids=[[0]])),
+                (kvpool.InvalidArgument, "kv_indptr is empty", csr(indptr=[])),
+                (TypeError, "page_size, or kv_indices without kv_indptr", csr(indptr=None)),
+                (kvpool.InvalidArgument, "no dimension may be 0", csr(cache=cache[:0])),
+                (TypeError, "page_size.* is a float", rows(4.0)),
+                (kvpool.InvalidArgument, "page_size 5; the cache has pages of 4", rows(5)),
+                (kvpool.InvalidArgument, "page_size 0 is not in 1..4096", lambda: kvpool.get_seq_lens(ends, lens, 0)),
+                (TypeError, "page_size is a float", lambda: kvpool.get_seq_lens(ends, lens, 4.0)),
+                (kvpool.InvalidArgument, "nnz -1", lambda: kvpool.get_batch_indices_positions(ends, lens, -1)),
+                (TypeError, "nnz is a str", lambda: kvpool.get_batch_indices_positions(ends, lens, "2"))):
+            with self.subTest(text), self.assertRaisesRegex(kind, text):
+                call()
+        rows(numpy.int64(4))()
+        if self.raises_for_bad_indices:
+            with self.assertRaisesRegex(kvpool.InvalidArgument, "goes up to 9; kv_indices has 1"):
+                csr(indptr=[0, 9])()
+            with self.assertRaisesRegex(kvpool.InvalidArgument, "8589934592 is not in"):
+                kvpool.get_batch_indices_positions(self.ints([0, 1 << 33], "int64"), self.ints([1 << 33], "int64"), 2)
+
     def test_a_half_of_an_mla_pair_alone_is_refused(self) -> None:
         c, cache = self.give(numpy.zeros((1, 4), "float32")), self.give(numpy.zeros((2, 4, 4), "float32"))
         where = (self.ints([0]), self.ints([0]))
@@ -235,6 +269,18 @@ class Numpy(Forms, unittest.TestCase):
     def take(self, array):
         return array
 
+    def test_bytes_that_are_no_numbers_of_this_machine_are_not_moved(self) -> None:
+        k, cache = numpy.ones((1, 1, 4), "float32"), numpy.zeros((3, 2, 4, 1, 4), "float32")
+        table = (self.ints([0]), self.ints([0, 1]), None)
+        for kind, text, given, into in (
+                (TypeError, ">f4", k.astype(">f4"), cache), (TypeError, ">f4", k, cache.astype(">f4")),
+                (TypeError, "O", k.astype(object), cache.astype(object)),
+                (kvpool.InvalidArgument, "read-only", k, numpy.broadcast_to(cache, cache.shape)),
+                (kvpool.InvalidArgument, "strides .* must be positive", k, cache[::-1])):
+            with self.subTest(text), self.assertRaisesRegex(kind, text):
+                kvpool.append_paged_kv_cache(given, given, self.ints([0]), self.ints([0]), into, *table)
+        self.assertEqual(numpy.count_nonzero(cache), 0)
+
     def test_a_pools_planes_are_a_cache_too(self) -> None:
         k = self.rng.standard_normal((3, 2, 8)).astype("float32")
         with kvpool.connect(backend="host") as client:
@@ -265,6 +311,14 @@ class TorchHost(Forms, unittest.TestCase):
 
     def take(self, array):
         return array.cpu().numpy()
+
+    def test_what_a_view_negates_is_not_moved_as_it_lies(self) -> None:
+        import torch
+
+        k = torch.zeros(1, 1, 4, dtype=torch.complex64).conj().imag
+        with self.assertRaisesRegex(TypeError, "negates"):
+            kvpool.append_paged_kv_cache(k, k, self.ints([0]), self.ints([0]), torch.zeros(3, 2, 4, 1, 4),
+                                         self.ints([0]), self.ints([0, 1]), None)
 
     def test_bfloat16_and_fp8_are_moved_as_they_are(self) -> None:
         import torch
