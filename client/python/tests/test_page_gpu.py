@@ -59,10 +59,10 @@ class Compiled(compiled.Compared):
             self.compare(form, torch.compile(form, fullgraph=True))
 
     def large(self):
-        """A cache of 64 MiB, and its copy."""
+        """A cache of 256 MiB, several times cuBLAS's workspaces, and its copy."""
         import torch
 
-        cache = torch.randn(1 << 16, 2, *compiled.CACHE[1:], device="cuda")
+        cache = torch.randn(1 << 19, 2, *compiled.CACHE[1:], device="cuda")
         return cache, cache.clone()
 
     def steps(self, take, cache, mine) -> None:
