@@ -156,7 +156,7 @@ static enum kvp_status publish_one(struct kvp_ledger *ledger, const struct pool_
 static enum kvp_status publish(struct kvp_ledger *ledger, const struct pool_map *m, struct publish_run *run,
                                const uint32_t *row, uint32_t index)
 {
-    uint32_t first = index, parent = KVP_NONE, slot;
+    uint32_t first = index, parent = KVP_NONE, slot = 0;
     if (known_page(m, row[index], &slot) != KVP_NONE)
         return KVP_OK;
     while (first > 0) {
@@ -194,7 +194,8 @@ enum kvp_status seal_page(struct kvp_ledger *ledger, const struct pool_map *m, s
     ledger->seals += m->digests != NULL;
     if (record & PAGE_DIRTY)
         put32(ledger, &m->pool->dirty, m->pool->dirty - 1);
-    if (PAGE_KEYED(record) && known_page(m, page, &slot) == KVP_NONE && index > 0 && is_used_page(m, row[index - 1]) &&
+    struct kvp_block_key key = key_of(m, page); /* known_page, of one that is not published */
+    if (PAGE_KEYED(record) && find(m, &key, &slot) == KVP_NONE && index > 0 && is_used_page(m, row[index - 1]) &&
         PAGE_PUBLISHED(m->pages[row[index - 1]]) && same_tenant(m, page, row[index - 1]))
         return publish_one(ledger, m, run, page, row[index - 1], slot);
     put64(ledger, &m->pages[page], (record & ~PAGE_DIRTY) | PAGE_SEALED_BIT);
