@@ -82,6 +82,12 @@ class Examples(unittest.TestCase):
                 self.assertEqual(done.returncode, 0, done.stderr)
                 self.assertEqual(done.stdout.splitlines()[-1], last)
 
+    @unittest.skipUnless(HAS_HF, "torch and transformers are not installed")
+    def test_the_llama_of_the_readme_runs_as_it_is_pasted(self) -> None:
+        text = (FOLDER / "README.md").read_text().partition("## transformers")[2].partition("```python\n")[2]
+        source = text.partition("```")[0].replace("kvpool.connect()", 'kvpool.connect(backend="host")')
+        self.assertIn("76 tokens in pages [0, 1, 2, 3, 4]", self.run_file(source))
+
     def test_the_readme_shows_the_quickstart(self) -> None:
         text = (FOLDER / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
         self.assertEqual(text, (FOLDER / "examples/quickstart.py").read_text().partition('"""\n')[2])
