@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from ._arguments import integer
 from .errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -139,13 +140,19 @@ def _dtype(pool: Pool, component: str, layer: int) -> torch.dtype:
     return made
 
 
-def _query_indptr(query_tokens: Listing[int], n: int, device: Any) -> torch.Tensor:
-    if len(query_tokens) != n:
-        raise InvalidArgument(f"{len(query_tokens)} query_tokens for {n} sequences")
+def _query_indptr(query_tokens: Listing[int], lengths: Listing[int], device: Any) -> torch.Tensor:
+    if len(query_tokens) != len(lengths):
+        raise InvalidArgument(f"{len(query_tokens)} query_tokens for {len(lengths)} sequences")
     indptr = array.array("i", [0])
-    for count in query_tokens:
-        indptr.append(indptr[-1] + count)
+    for i, (count, length) in enumerate(zip(query_tokens, lengths)):
+        indptr.append(indptr[-1] + integer(f"query_tokens[{i}]", count, length))
     return _tensor(indptr, device)
+
+
+def _query_heads(num_qo_heads: int, num_kv_heads: int) -> int:
+    if integer("num_qo_heads", num_qo_heads, least=1) % num_kv_heads:
+        raise InvalidArgument(f"num_qo_heads {num_qo_heads} is no multiple of the pool's {num_kv_heads} heads")
+    return num_qo_heads
 
 
 def decode_plan(pool: Pool, seqs: Listing[Sequence], num_qo_heads: int, *, tokens: Listing[int] | None = None,
@@ -155,7 +162,7 @@ def decode_plan(pool: Pool, seqs: Listing[Sequence], num_qo_heads: int, *, token
     key = pool.planes[pool.plane_index(layer, "k")]
     table = page_table(pool, seqs, tokens, device=device)
     return {"indptr": table.kv_indptr, "indices": table.kv_indices, "last_page_len": table.kv_last_page_len,
-            "num_qo_heads": num_qo_heads, "num_kv_heads": key.heads, "head_dim": key.dim, "page_size": pool.page_size,
+            "num_qo_heads": _query_heads(num_qo_heads, key.heads), "num_kv_heads": key.heads, "head_dim": key.dim, "page_size": pool.page_size,
             "kv_data_type": _dtype(pool, "k", layer)}
 
 
@@ -164,10 +171,11 @@ def prefill_plan(pool: Pool, seqs: Listing[Sequence], query_tokens: Listing[int]
     """The same of BatchPrefillWithPagedKVCacheWrapper.plan, for queries of query_tokens[i] tokens at the end of
     seqs[i]."""
     key, value = (pool.planes[pool.plane_index(layer, name)] for name in ("k", "v"))
-    table = page_table(pool, seqs, tokens, device=device)
-    return {"qo_indptr": _query_indptr(query_tokens, len(seqs), device), "paged_kv_indptr": table.kv_indptr,
+    lengths = pool.lengths(seqs) if tokens is None else tokens
+    table = page_table(pool, seqs, lengths, device=device)
+    return {"qo_indptr": _query_indptr(query_tokens, lengths, device), "paged_kv_indptr": table.kv_indptr,
             "paged_kv_indices": table.kv_indices, "paged_kv_last_page_len": table.kv_last_page_len,
-            "num_qo_heads": num_qo_heads, "num_kv_heads": key.heads, "head_dim_qk": key.dim, "head_dim_vo": value.dim,
+            "num_qo_heads": _query_heads(num_qo_heads, key.heads), "num_kv_heads": key.heads, "head_dim_qk": key.dim, "head_dim_vo": value.dim,
             "page_size": pool.page_size, "kv_data_type": _dtype(pool, "k", layer)}
 
 
@@ -175,9 +183,11 @@ def mla_plan(pool: Pool, seqs: Listing[Sequence], num_heads: int, *, query_token
              tokens: Listing[int] | None = None, layer: int = 0, device: Any = None) -> dict[str, Any]:
     """The same of BatchMLAPagedAttentionWrapper.plan; `query_tokens` None: one each (decode)."""
     ckv, kpe = (pool.planes[pool.plane_index(layer, name)] for name in ("ckv", "kpe"))
-    table = page_table(pool, seqs, tokens, device=device)
-    queries = [1] * len(seqs) if query_tokens is None else query_tokens
-    return {"qo_indptr": _query_indptr(queries, len(seqs), device), "kv_indptr": table.kv_indptr,
-            "kv_indices": table.kv_indices, "kv_len_arr": table.seq_lens, "num_heads": num_heads,
+    lengths = pool.lengths(seqs) if tokens is None else tokens
+    table = page_table(pool, seqs, lengths, device=device)
+    ones = [1] * len(seqs)
+    queries = _query_indptr(ones, ones, device) if query_tokens is None else _query_indptr(query_tokens, lengths, device)
+    return {"qo_indptr": queries, "kv_indptr": table.kv_indptr,
+            "kv_indices": table.kv_indices, "kv_len_arr": table.seq_lens, "num_heads": integer("num_heads", num_heads, least=1),
             "head_dim_ckv": ckv.dim, "head_dim_kpe": kpe.dim, "page_size": pool.page_size,
             "kv_data_type": _dtype(pool, "ckv", layer)}

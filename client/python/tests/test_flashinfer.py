@@ -2,6 +2,7 @@
 FlashInfer itself run on them."""
 from __future__ import annotations
 
+import functools
 import random
 import unittest
 
@@ -89,10 +90,16 @@ class Tables(PoolTest):
         self.assertEqual(plan["qo_indptr"].tolist(), [0, 5, 7])
         self.assertEqual((plan["head_dim_qk"], plan["head_dim_vo"]), (16, 8))
         self.assertTrue(torch.equal(plan["paged_kv_indices"], table.kv_indices))
-        with self.assertRaises(kvpool.InvalidArgument):
-            flashinfer.prefill_plan(pool, seqs, [5], 8)
-        with self.assertRaises(kvpool.InvalidArgument):
-            flashinfer.mla_plan(pool, seqs, 8)
+        decode, prefill = (functools.partial(make, pool, seqs) for make in (flashinfer.decode_plan,
+                                                                            flashinfer.prefill_plan))
+        for text, call in (("1 query_tokens for 2", lambda: prefill([5], 8)),
+                           (r"query_tokens\[1\] 9 is not in 0..8", lambda: prefill([5, 9], 8)),
+                           (r"query_tokens\[0\] -1 is not in", lambda: prefill([-1, 2], 8)),
+                           ("num_qo_heads 0 is not in 1..", lambda: decode(0)),
+                           ("num_qo_heads 7 is no multiple of .* 2", lambda: decode(7)),
+                           ("no ckv of layer 0", lambda: flashinfer.mla_plan(pool, seqs, 8))):
+            with self.subTest(text), self.assertRaisesRegex(kvpool.InvalidArgument, text):
+                call()
 
     def test_an_mla_plan_has_lengths_in_the_place_of_last_pages(self) -> None:
         from kvpool import flashinfer
