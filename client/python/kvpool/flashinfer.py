@@ -162,8 +162,8 @@ def decode_plan(pool: Pool, seqs: Listing[Sequence], num_qo_heads: int, *, token
     key = pool.planes[pool.plane_index(layer, "k")]
     table = page_table(pool, seqs, tokens, device=device)
     return {"indptr": table.kv_indptr, "indices": table.kv_indices, "last_page_len": table.kv_last_page_len,
-            "num_qo_heads": _query_heads(num_qo_heads, key.heads), "num_kv_heads": key.heads, "head_dim": key.dim, "page_size": pool.page_size,
-            "kv_data_type": _dtype(pool, "k", layer)}
+            "num_qo_heads": _query_heads(num_qo_heads, key.heads), "num_kv_heads": key.heads, "head_dim": key.dim,
+            "page_size": pool.page_size, "kv_data_type": _dtype(pool, "k", layer)}
 
 
 def prefill_plan(pool: Pool, seqs: Listing[Sequence], query_tokens: Listing[int], num_qo_heads: int, *,
@@ -175,8 +175,8 @@ def prefill_plan(pool: Pool, seqs: Listing[Sequence], query_tokens: Listing[int]
     table = page_table(pool, seqs, lengths, device=device)
     return {"qo_indptr": _query_indptr(query_tokens, lengths, device), "paged_kv_indptr": table.kv_indptr,
             "paged_kv_indices": table.kv_indices, "paged_kv_last_page_len": table.kv_last_page_len,
-            "num_qo_heads": _query_heads(num_qo_heads, key.heads), "num_kv_heads": key.heads, "head_dim_qk": key.dim, "head_dim_vo": value.dim,
-            "page_size": pool.page_size, "kv_data_type": _dtype(pool, "k", layer)}
+            "num_qo_heads": _query_heads(num_qo_heads, key.heads), "num_kv_heads": key.heads, "head_dim_qk": key.dim,
+            "head_dim_vo": value.dim, "page_size": pool.page_size, "kv_data_type": _dtype(pool, "k", layer)}
 
 
 def mla_plan(pool: Pool, seqs: Listing[Sequence], num_heads: int, *, query_tokens: Listing[int] | None = None,
@@ -185,9 +185,11 @@ def mla_plan(pool: Pool, seqs: Listing[Sequence], num_heads: int, *, query_token
     ckv, kpe = (pool.planes[pool.plane_index(layer, name)] for name in ("ckv", "kpe"))
     lengths = pool.lengths(seqs) if tokens is None else tokens
     table = page_table(pool, seqs, lengths, device=device)
-    ones = [1] * len(seqs)
-    queries = _query_indptr(ones, ones, device) if query_tokens is None else _query_indptr(query_tokens, lengths, device)
-    return {"qo_indptr": queries, "kv_indptr": table.kv_indptr,
-            "kv_indices": table.kv_indices, "kv_len_arr": table.seq_lens, "num_heads": integer("num_heads", num_heads, least=1),
-            "head_dim_ckv": ckv.dim, "head_dim_kpe": kpe.dim, "page_size": pool.page_size,
-            "kv_data_type": _dtype(pool, "ckv", layer)}
+    if query_tokens is None:
+        query_tokens, most = [1] * len(seqs), [1] * len(seqs)
+    else:
+        most = list(lengths)
+    return {"qo_indptr": _query_indptr(query_tokens, most, device), "kv_indptr": table.kv_indptr,
+            "kv_indices": table.kv_indices, "kv_len_arr": table.seq_lens,
+            "num_heads": integer("num_heads", num_heads, least=1), "head_dim_ckv": ckv.dim, "head_dim_kpe": kpe.dim,
+            "page_size": pool.page_size, "kv_data_type": _dtype(pool, "ckv", layer)}
