@@ -56,12 +56,15 @@ def _u32s(what: str, values: Listing[int], n: int) -> array.array[int]:
 
 
 class Advance:
-    """An `advance` under way; `wait` ends it, once."""
+    """An `advance` under way; `wait` ends it, once.
 
-    def __init__(self, pool: Pool, pointer: int, seqs: list[Sequence], reserved: array.array[int],
-                 truncate: bool) -> None:
+    Ctrl-C may come wherever Python makes a call. So it is there before the library is asked, which leaves the pointer
+    in it, and between taking the pointer and handing it back no call is made.
+    """
+
+    def __init__(self, pool: Pool, seqs: list[Sequence], reserved: array.array[int], truncate: bool) -> None:
         self._pool = pool
-        self._pointer: int | None = pointer
+        self._pointer = ctypes.c_void_p()
         self._seqs = seqs
         self._reserved = reserved
         self._truncate = truncate
@@ -71,18 +74,20 @@ class Advance:
 
         Raises OutOfPages (`.missing` pages; nothing changed), StaleHandle, InvalidArgument.
         """
-        if self._pointer is None:
+        if not self._pointer:
             raise InvalidArgument("this advance has been waited for")
         assert self._pool.pointer  # or it raises
-        pointer, self._pointer = self._pointer, None
+        none = ctypes.c_void_p()
         copies = (_abi.PageCopy * len(self._seqs))()
         n = ctypes.c_uint32()
         missing = ctypes.c_uint32()
+        call, outputs = _abi.library().kvp_advance_wait, (copies, ctypes.byref(n), ctypes.byref(missing))
         try:
-            status = _abi.library().kvp_advance_wait(pointer, copies, ctypes.byref(n), ctypes.byref(missing))
+            pointer, self._pointer = self._pointer, none
+            status = call(pointer, *outputs)
             if status == 0:
                 self._done()
-        except BaseException:  # KeyboardInterrupt: the daemon is asked for what there is room for when it matters
+        except BaseException:  # the daemon is asked for what there is room for when it matters
             for seq in self._seqs:
                 seq._reserved = None
             raise
@@ -100,9 +105,9 @@ class Advance:
                 seq._enqueued = min(seq._enqueued, tokens)
 
     def __del__(self) -> None:
-        """As when Ctrl-C comes between the halves: the answer is taken all the same, or it would be unknown here what
-        there is room for."""
-        if self._pointer is not None and self._pool._owner is not None and not sys.is_finalizing():
+        """The answer of one that nobody waited for is taken all the same: the library must know what there is room
+        for."""
+        if self._pointer and self._pool._owner is not None and not sys.is_finalizing():
             with contextlib.suppress(KvpoolError):
                 self.wait()
 
@@ -386,13 +391,12 @@ class Pool:
         wires = self._handles(kept)
         room = _u32s("reserved", reserved, len(kept))
         points = self._points(after, len(kept), stream) if truncate else None
-        pointer = ctypes.c_void_p()
         named, _arrays = blocks_of(len(kept), tokens, blocks, first, extra)
+        begun = Advance(self, kept, room, truncate)
         check(_abi.library().kvp_advance_blocks_begin(
             self.pointer, len(kept), _views.address(wires), _views.address(room), named, points,
-            _abi.TRUNCATE if truncate else 0, ctypes.byref(pointer)))
-        assert pointer.value is not None
-        return Advance(self, pointer.value, kept, room, truncate)
+            _abi.TRUNCATE if truncate else 0, ctypes.byref(begun._pointer)))
+        return begun
 
     def _settle(self, seqs: Listing[Sequence], copies: Listing[_abi.PageCopy], stream: Any) -> None:
         """Carry out owed copies, each once: a later reply lists one until the daemon has seen the tokens behind it."""

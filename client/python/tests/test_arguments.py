@@ -1,6 +1,7 @@
 """What a caller gets wrong is told, by the name of the argument, its value and its limit; and nothing is changed."""
 from __future__ import annotations
 
+import signal
 import unittest
 
 from support import HAS_NUMPY, PoolTest, needs_numpy
@@ -86,8 +87,8 @@ class Arguments(PoolTest):
         self.assertEqual(len(seq), 0)
 
 
+@needs_numpy
 class Unfinished(PoolTest):
-    @needs_numpy
     def test_an_advance_that_nobody_waited_for_is_no_surprise_to_what_comes_next(self) -> None:
         """As when Ctrl-C comes between its two halves."""
         pool = self.pool(dtype="float32")
@@ -100,6 +101,42 @@ class Unfinished(PoolTest):
         pool.detach()
         with self.assertRaisesRegex(kvpool.SessionEnded, "detached"):
             left.wait()
+
+
+    def test_ctrl_c_at_any_moment_leaves_a_sequence_to_go_on_with(self) -> None:
+        pool = self.pool(dtype="float32")
+        seq, hits, inside = pool.open(1), 0, False
+
+        def interrupt(*_: object) -> None:
+            nonlocal inside
+            if inside:
+                inside = False
+                raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGALRM, interrupt)
+        self.addCleanup(signal.signal, signal.SIGALRM, before)
+        self.addCleanup(signal.setitimer, signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0011)
+        while hits < 100:
+            try:
+                while True:
+                    inside = True
+                    length = len(seq)
+                    if length > 90:
+                        seq.truncate(hits % 9)
+                        continue
+                    count = 1 + length % 4
+                    values = numpy.arange(length, length + count, dtype="f4")
+                    k = numpy.broadcast_to(values[:, None, None], (count, 2, 8))
+                    seq.append(k, k)
+            except KeyboardInterrupt:
+                hits += 1
+            finally:
+                inside = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        held = pool.plane(0).numpy()[seq.pages].reshape(-1, 2, 8)[: len(seq)]
+        self.assertTrue((held == numpy.arange(len(seq))[:, None, None]).all())
+        del held
 
 
 class AttachedTwice(PoolTest):
