@@ -71,6 +71,7 @@ def _connect(endpoint: str, connect_ms: int, reconnect_ms: int, session: str | N
 def _connect_embedded(backend: str, reconnect_ms: int) -> tuple[int, str]:
     if backend not in ("auto", "host", "cuda"):
         raise InvalidArgument(f"backend {backend!r} is none of auto, host, cuda")
+    _abi.library()  # without it, there is nobody to start a daemon for
     daemon = _embedded.start(backend)
     deadline = time.monotonic() + EMBEDDED_START_S
     while True:

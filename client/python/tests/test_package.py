@@ -30,9 +30,11 @@ class Import(unittest.TestCase):
         self.assertEqual(run(source).stdout.split(), ["False", "False", "0"])
 
     def test_a_library_that_is_missing_is_named(self) -> None:
-        done = run("import kvpool\ntry: kvpool.connect('/nowhere')\nexcept OSError as e: print(e)",
-                   env={**os.environ, "KVPOOL_LIBRARY": "/nowhere/libkvpool.so"})
-        self.assertIn("$KVPOOL_LIBRARY", done.stdout)
+        for arguments in ("'/nowhere'", "backend='host'"):
+            done = run(f"import kvpool\ntry: kvpool.connect({arguments})\nexcept OSError as e: print(e)",
+                       env={**os.environ, "KVPOOL_LIBRARY": "/nowhere/libkvpool.so"})
+            self.assertIn("$KVPOOL_LIBRARY", done.stdout)
+            self.assertEqual(done.stderr, "")
 
     def test_every_public_name_is_there_and_has_a_docstring(self) -> None:
         for name in kvpool.__all__:
