@@ -224,13 +224,16 @@ static enum kvp_status set_key(struct kvp_ledger *ledger, const struct pool_map 
     uint32_t page = row[index];
     if (!is_used_page(m, page) || PAGE_REFS(m->pages[page]) == 0)
         return KVP_ECORRUPT;
-    if (PAGE_KEYED(m->pages[page]))
-        return has_key(m, page, key) ? KVP_OK : KVP_EMISMATCH;
-    put64(ledger, &m->entries[page].key[0], key->word[0]);
-    put64(ledger, &m->entries[page].key[1], key->word[1]);
-    put64(ledger, &m->entries[page].use, 0);
-    put64(ledger, &m->pages[page], m->pages[page] | PAGE_KEYED_BIT);
-    prefetch_index(m, page);
+    if (PAGE_KEYED(m->pages[page])) {
+        if (!has_key(m, page, key))
+            return KVP_EMISMATCH;
+    } else {
+        put64(ledger, &m->entries[page].key[0], key->word[0]);
+        put64(ledger, &m->entries[page].key[1], key->word[1]);
+        put64(ledger, &m->entries[page].use, 0);
+        put64(ledger, &m->pages[page], m->pages[page] | PAGE_KEYED_BIT);
+        prefetch_index(m, page);
+    }
     return PAGE_SEALED(m->pages[page]) ? publish(ledger, m, run, row, index) : KVP_OK;
 }
 

@@ -276,9 +276,9 @@ static void apply_keys(struct naive *n, const struct naive_op *op)
         if (n->keys[page] == 0) {
             n->keys[page] = naive_code(op->keys_of, op->story, i);
             n->state.pages[page].hits = 0;
-            if (n->sealed[page])
-                publish(n, seq, i);
         }
+        if (n->sealed[page])
+            publish(n, seq, i);
         seq->keys[i] = n->keys[page];
     }
     if (op->first + op->blocks > seq->keyed)

@@ -240,6 +240,31 @@ START_TEST(a_key_that_a_row_has_twice_is_published_once_when_the_first_ones_are_
 }
 END_TEST
 
+START_TEST(a_second_writers_pages_are_published_when_they_are_named_again)
+{
+    struct ledger_bed bed;
+    struct kvp_block_key keys[3];
+    uint32_t short_pages, evicted;
+    size_t found, block;
+    bool more;
+    make(&bed, 16);
+    keys_of("a", 3, keys);
+    kvp_txn_begin(bed.ledger);
+    struct kvp_seq_id first = open_story(&bed, bed.attachment, 1, "a", 3, &found);
+    struct kvp_seq_id second = open_story(&bed, bed.attachment, 2, "a", 3, &found);
+    ck_assert_int_eq(write_story(&bed, first, "a", 3, &short_pages), KVP_OK);
+    ck_assert_int_eq(write_story(&bed, second, "a", 3, &short_pages), KVP_OK);
+    close_seq(&bed, first);
+    ck_assert_int_eq(kvp_cache_evict(bed.ledger, bed.pool, KVP_NONE, 10, &evicted, &more), KVP_OK);
+    ck_assert_int_eq(kvp_seq_set_keys(bed.ledger, bed.pool, second, 2, 1, &keys[2], &block), KVP_OK);
+    ck_assert_uint_eq(known(&bed, 0, "a", 3), 3);
+    close_seq(&bed, second);
+    kvp_txn_commit(bed.ledger);
+    ck_assert_uint_eq(view_of(&bed).cache.cached_pages, 3);
+    ledger_bed_end(&bed);
+}
+END_TEST
+
 START_TEST(a_page_that_is_extended_stays_and_leaves_after_what_extends_it)
 {
     struct ledger_bed bed;
@@ -467,6 +492,7 @@ LEDGER_SUITE("ledger_cache", what_one_sequence_wrote_the_next_one_finds,
              a_page_counts_only_when_it_is_written_and_has_a_key, of_two_writers_of_a_block_one_page_stays,
              a_second_writers_pages_are_published_when_the_first_ones_are_gone,
              a_key_that_a_row_has_twice_is_published_once_when_the_first_ones_are_gone,
+             a_second_writers_pages_are_published_when_they_are_named_again,
              a_page_that_is_extended_stays_and_leaves_after_what_extends_it,
              the_least_recently_used_chain_leaves_first_from_its_end,
              reserving_evicts_all_that_it_needs_or_changes_nothing, cutting_into_a_published_page_owes_a_copy,
