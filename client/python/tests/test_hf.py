@@ -206,6 +206,26 @@ class Host(PoolTest):
         with self.assertRaises(kvpool.InvalidArgument):
             hf.KVPoolCache(self.config, self.pool(layers=2))
 
+    def test_what_is_no_config_pool_or_handle_is_named(self) -> None:
+        from kvpool import hf
+
+        cache = self.cache()
+        pool = cache._rows.pool
+        for call, name in ((lambda: hf.KVPoolCache(None, pool), "NoneType"),
+                           (lambda: hf.KVPoolCache(self.config, "pool"), "str"),
+                           (lambda: hf.pool_spec("llama", "p", 8, 4), "str"),
+                           (lambda: hf.KVPoolCache.attach(self.config, pool, b"handle"), "bytes")):
+            with self.assertRaisesRegex(kvpool.InvalidArgument, f"^{name} is no "):
+                call()
+
+    def test_a_closed_cache_is_refused(self) -> None:
+        cache = self.cache()
+        self.generate(self.prompt(1, 5), cache, max_new_tokens=2)
+        cache.close()
+        cache.close()
+        with self.assertRaisesRegex(kvpool.StaleHandle, "closed"):
+            self.generate(self.prompt(1, 5), cache, max_new_tokens=2)
+
     def worker(self, how: str, endpoint: str, pool: str) -> subprocess.Popen:
         environment = {**os.environ, "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{HERE}"}
         return subprocess.Popen([sys.executable, str(HERE / "hf_worker.py"), how, self.device, endpoint, pool],

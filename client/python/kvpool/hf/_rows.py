@@ -25,7 +25,7 @@ import torch
 
 from .. import _abi, _views
 from .._append import Step
-from ..errors import InvalidArgument, Mismatch, check
+from ..errors import InvalidArgument, Mismatch, StaleHandle, check
 
 if TYPE_CHECKING:
     from ..pool import Pool
@@ -132,6 +132,7 @@ class Rows:
         self._strides: tuple[Any, ...] = ()  # those that self._sources were made of
         self._room = self._pages = 0  # of every row: tokens reserved, pages that self._vectors has
         self._numbers: torch.Tensor | None = None
+        self._ended = False
 
     def open(self, batch: int) -> None:
         self.seqs = self.pool.open_many([secrets.randbits(64) for _ in range(batch)], durable=self._durable)
@@ -163,6 +164,8 @@ class Rows:
         return self._read(planes, layer, keys, stream)
 
     def _take_planes(self) -> _Planes:
+        if self._ended:
+            raise StaleHandle("this cache is closed: make another")
         planes = self._planes = _Planes(self.pool)
         self._vectors = _Vectors(self.pool, planes.heads, planes.device)
         if self.pool.page_size * planes.heads <= _abi.PAGE_TOKENS_MAX:
@@ -352,3 +355,4 @@ class Rows:
         self._vectors = None
         self._gather = None
         self._step.end()
+        self._ended = True

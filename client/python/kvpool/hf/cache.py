@@ -5,20 +5,23 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from ..errors import InvalidArgument
+from ..pool import Pool
 from ..spec import PoolSpec
 from ._rows import Handle, Rows
 
 if TYPE_CHECKING:
-    from ..pool import Pool
     from ..sequence import Sequence
 
 _Shapes = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _text_config(config: Any) -> Any:
+    if not isinstance(config, PretrainedConfig):
+        raise InvalidArgument(f"{type(config).__name__} is no transformers config: model.config is one")
     config = config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
@@ -126,6 +129,8 @@ class KVPoolCache(Cache):  # type: ignore[misc]
 
     def __init__(self, config: Any, pool: Pool, *, durable: bool = False) -> None:
         config = _text_config(config)
+        if not isinstance(pool, Pool):
+            raise InvalidArgument(f"{type(pool).__name__} is no kvpool.Pool: Client.attach and create_pool give one")
         given = {"name": pool.name, "pages": pool.pages, "page_size": pool.page_size, "dtype": pool.info.spec.dtype}
         if pool.planes not in [_spec(config, shapes, **given).all_planes() for shapes in _said_shapes(config)]:
             raise InvalidArgument(f"pool {pool.name} has not the planes of that model; see kvpool.hf.pool_spec")
@@ -168,7 +173,7 @@ class KVPoolCache(Cache):  # type: ignore[misc]
         self._rows.reset()
 
     def close(self) -> None:
-        """The same, and let the pool's memory go."""
+        """The same, and let the pool's memory go: the cache is of no further use."""
         self._rows.end()
 
     def handle(self) -> Handle:
@@ -184,7 +189,9 @@ class KVPoolCache(Cache):  # type: ignore[misc]
     def attach(cls, config: Any, pool: Pool, handle: Handle, *, durable: bool = False) -> KVPoolCache:
         """A cache that goes on with what another process exported to this one's session, or left to its claim. Raises
         InvalidArgument of a handle for another pool, Mismatch where the sequences have not the tokens that it says."""
-        if handle.pool != pool.name:
+        if not isinstance(handle, Handle):
+            raise InvalidArgument(f"{type(handle).__name__} is no kvpool.hf.Handle: export() and handle() give one")
+        if isinstance(pool, Pool) and handle.pool != pool.name:
             raise InvalidArgument(f"the generation is in pool {handle.pool}, not in {pool.name}")
         cache = cls(config, pool, durable=durable)
         cache._rows.take(handle)
