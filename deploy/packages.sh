@@ -5,7 +5,7 @@
 packages_build=(gcc libc6-dev cmake ninja-build pkg-config libuv1-dev libprotobuf-c-dev protobuf-c-compiler libgrpc-dev
     libsystemd-dev libinih-dev libjansson-dev libxxhash-dev libssl-dev check)
 packages_test=(python3 python3-venv python3-numpy python3-hypothesis python3-grpcio python3-protobuf protobuf-compiler
-    openssl systemd util-linux procps patchelf binutils gnuplot-nox)
+    git openssl systemd util-linux procps patchelf binutils gnuplot-nox)
 packages_clang=(clang libclang-rt-14-dev)
 
 # need_packages NAME…: returns 0 with all of them installed; else prints what to run and returns 1.

@@ -187,11 +187,12 @@ class World:
                 return found
 
     def blocks(self, pool, texts, counts, first=()):
-        """pb.Blocks of the first counts[i] tokens of texts[i] (behind first[i] pages)."""
+        """pb.Blocks of the first counts[i] tokens of texts[i] (behind first[i] pages), or what there is of them."""
         starts = [page * pool.T for page in first] or [0] * len(texts)
         if pool.key_bytes == 0:
-            tokens = [token for text, start, n in zip(texts, starts, counts) for token in text[start:start + n]]
-            return pb.Blocks(counts=counts, first=first, tokens=tokens)
+            parts = [text[start:start + n] for text, start, n in zip(texts, starts, counts)]
+            return pb.Blocks(counts=[len(part) for part in parts], first=first,
+                             tokens=[token for part in parts for token in part])
         keys = [keys_of(text, pool.T)[start // pool.T:(start + n) // pool.T]
                 for text, start, n in zip(texts, starts, counts)]
         return pb.Blocks(counts=[len(entry) for entry in keys], first=first, key_bytes=pool.key_bytes,

@@ -44,7 +44,7 @@ find_package(kvpool 0.1 REQUIRED)
 add_executable(app example.c)
 target_link_libraries(app kvpool::kvpool)
 PROJECT
-cmake -S "$work/project" -B "$work/project/build" -DCMAKE_PREFIX_PATH="$work/tree" -DCMAKE_C_COMPILER="$cc" \
+cmake -G Ninja -S "$work/project" -B "$work/project/build" -DCMAKE_PREFIX_PATH="$work/tree" -DCMAKE_C_COMPILER="$cc" \
     -DCMAKE_C_FLAGS="$flags" >"$work/cmake.log" 2>&1 &&
     cmake --build "$work/project/build" >>"$work/cmake.log" 2>&1 || { cat "$work/cmake.log"; exit 1; }
 

@@ -182,9 +182,7 @@ class Pool:
         """The blocks of pages first … first + n of a row have their keys."""
         for index in range(first, first + n):
             page, key = seq.row[index], seq.keys[index]
-            if page in self.cache.names:
-                assert self.cache.names[page] == key
-                continue
+            assert self.cache.names.get(page, key) == key
             self.cache.names[page] = key
             if page in self.sealed:
                 self.cache.publish(seq.row, index, self.sealed)
