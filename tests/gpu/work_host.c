@@ -58,14 +58,14 @@ static void *scribble_on(void *arg)
 {
     for (uint64_t value = 1; now_s() < scribbled.until_s; value++)
         for (uint64_t i = 0; i < scribbled.words; i++)
-            scribbled.at[i] = value;
+            __atomic_store_n(&scribbled.at[i], value, __ATOMIC_RELAXED);
     return arg;
 }
 
 static bool host_scribble(void *at, uint64_t bytes, double seconds)
 {
     pthread_t thread;
-    uint64_t before = *(volatile uint64_t *)at;
+    uint64_t before = __atomic_load_n((uint64_t *)at, __ATOMIC_RELAXED);
 
     scribbled.at = at;
     scribbled.words = bytes / 8;
@@ -73,7 +73,7 @@ static bool host_scribble(void *at, uint64_t bytes, double seconds)
     if (pthread_create(&thread, NULL, scribble_on, NULL) != 0)
         return false;
     pthread_detach(thread);
-    while (*(volatile uint64_t *)at == before)
+    while (__atomic_load_n((uint64_t *)at, __ATOMIC_RELAXED) == before)
         continue;
     return true;
 }
