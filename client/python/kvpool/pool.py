@@ -215,7 +215,7 @@ class Pool:
     def plane(self, index: int, rank: int = 0) -> Plane:
         """A plane by its index in `planes`: [pages, page_size, heads, dim], or as `Plane` says. Raises
         InvalidArgument."""
-        seen = self.view(index, rank)
+        seen = self.plane_view(index, rank)
         shape, strides = self._shape(index, seen)
         assert self._owner is not None
         return Plane(self._owner, seen.base, shape, strides, seen.dtype, self.info.cuda)
@@ -231,7 +231,7 @@ class Pool:
         index = self._layer(layer)
         if len(index) != 2:
             raise InvalidArgument(f"layer {layer} has {len(index)} planes, not two")
-        first, second = (self.view(i, rank) for i in index)
+        first, second = (self.plane_view(i, rank) for i in index)
         shape, strides = self._shape(index[0], first)
         other_shape, other_strides = self._shape(index[1], second)
         apart = second.base - first.base
@@ -245,7 +245,7 @@ class Pool:
             raise InvalidArgument(f"the planes of layer {layer} of pool {self.name} do not join")
         return Plane(self._owner, first.base, shape, strides, first.dtype, self.info.cuda)
 
-    def view(self, index: int, rank: int = 0) -> _abi.PlaneView:
+    def plane_view(self, index: int, rank: int = 0) -> _abi.PlaneView:
         """A plane by its index, as libkvpool describes it: for calls of its that this package does not wrap."""
         if not 0 <= integer("plane", index, U64) < len(self.planes):
             raise InvalidArgument(f"plane {index} of rank {rank} is none of the {len(self.planes)} of {self.name}")

@@ -50,7 +50,7 @@ class _Planes:
         for layer, first in enumerate(self.first):
             if pool.plane_index(layer, kinds[1]) != first + 1:
                 raise InvalidArgument(f"the planes of layer {layer} of pool {pool.name} are not side by side")
-        views = [[pool.view(first + i) for i in range(2)] for first in self.first]
+        views = [[pool.plane_view(first + i) for i in range(2)] for first in self.first]
         self.heads, self.dims = views[0][0].heads, (views[0][0].dim, views[0][1].dim)
         held = torch.from_dlpack(pool.plane(self.first[0]))
         self.dtype, self.device = held.dtype, held.device
