@@ -14,6 +14,7 @@
 #include "ledger_image.h"
 #include "ledger_naive.h"
 
+#include <inttypes.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
@@ -31,10 +32,14 @@ static unsigned programs = 40;
 
 static jmp_buf stopped;
 static uint64_t stores, stop_at;
+static const struct kvp_ledger *watched; /* whose log says how many stores there must be: four a word, with its entry */
+static uint32_t most_logged;
 
 static void on_store(void *arg)
 {
     (void)arg;
+    if (watched != NULL && watched->txn_stores > most_logged)
+        most_logged = watched->txn_stores;
     if (stores++ == stop_at)
         longjmp(stopped, 1);
 }
@@ -90,7 +95,12 @@ struct bed {
 static uint64_t run_first(struct bed *bed, uint64_t *rng, struct naive_transaction *ret_transaction)
 {
     watch_stores(UINT64_MAX);
+    watched = &bed->live.ledger;
+    most_logged = 0;
     *ret_transaction = naive_transact(&bed->naive, &bed->live.ledger, COMMITS, rng);
+    watched = NULL;
+    ck_assert_msg(stores >= 4ull * most_logged,
+                  "%" PRIu64 " stores seen, of a transaction that logged %" PRIu32 " words", stores, most_logged);
     return unwatch_stores();
 }
 
@@ -176,7 +186,8 @@ END_TEST
 START_TEST(a_kill_while_a_pool_is_made_or_deleted_leaves_it_there_or_not)
 {
     struct ledger_block block;
-    struct kvp_pool_spec spec = {.geometry = {8, 4, 0, 4, 4, 0}, .name = "pool", .blob = "spec bytes", .blob_bytes = 10};
+    struct kvp_pool_spec spec = {
+        .geometry = {8, 4, 0, 4, 4, 0}, .name = "pool", .blob = "spec bytes", .blob_bytes = 10};
     struct kvp_pool_id pool = {0};
     struct kvp_pool_view view;
     ledger_block_open(&block, kvp_ledger_root_bytes() + (1u << 20));
