@@ -253,19 +253,24 @@ static void accept_again(uv_timer_t *timer)
         uv_poll_start(&door->on_listen, UV_READABLE, on_listen);
 }
 
-/* There is no fd for the connection that waits: with the spare one it is taken and told so. @return whether it was */
-static bool refuse_with_spare(struct kvp_session_door *door)
+/**
+ * accept4 wants an fd before it looks whether anybody waits, and there is none: with the spare one, who waits is taken
+ * and told so.
+ * @return 0, or the errno of not having taken one: EAGAIN where nobody waits
+ */
+static int refuse_with_spare(struct kvp_session_door *door)
 {
-    int socket;
+    int socket, error;
 
     if (door->spare_fd < 0)
-        return false;
+        return EMFILE;
     close(door->spare_fd);
     socket = accept4(door->config.listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    error = socket >= 0 ? 0 : errno;
     if (socket >= 0)
         turn_away(door, socket, KVP_ENOMEM, "no file descriptor is left for it (LimitNOFILE=)");
     door->spare_fd = open_spare();
-    return socket >= 0;
+    return error;
 }
 
 static void on_listen(uv_poll_t *poll, int status, int events)
@@ -278,16 +283,17 @@ static void on_listen(uv_poll_t *poll, int status, int events)
     if (door->dead >= DEAD_BEFORE_SWEEP)
         kvp_connections_sweep(door);
     for (unsigned i = 0; i < ACCEPTS_A_TURN; i++) {
-        int socket = accept4(door->config.listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        int socket = accept4(door->config.listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK), error;
 
         if (socket >= 0) {
             welcome(door, socket);
-        } else if (errno != EINTR && errno != ECONNABORTED) {
-            if (errno == EAGAIN || errno == EWOULDBLOCK)
-                return;
-            if ((errno == EMFILE || errno == ENFILE) && refuse_with_spare(door))
-                continue;
-            say_not_taken(door, LOG_ERR, "no connection can be accepted", strerror(errno));
+            continue;
+        }
+        error = errno == EMFILE || errno == ENFILE ? refuse_with_spare(door) : errno;
+        if (error == EAGAIN)
+            return;
+        if (error != 0 && error != EINTR && error != ECONNABORTED) {
+            say_not_taken(door, LOG_ERR, "no connection can be accepted", strerror(error));
             uv_poll_stop(&door->on_listen);
             uv_timer_start(&door->pause, accept_again, ACCEPT_PAUSE_MS, 0);
             return;
