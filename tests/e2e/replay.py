@@ -1,7 +1,8 @@
 """kvpool replay: what it counts equals an independent simulator's, to the block, on generated traces and on real ones.
 
 Real traces are looked for in $KVPOOL_TRACES, else in shared/traces beside the checkout. KVPOOL_TEST_LONG: those with
-much room too, and every capacity of theirs against the simulator, embedded and by a daemon.
+much room too, and every capacity of theirs against the simulator, embedded and by a daemon. KVPOOL_SANITIZED: none of
+them but in long runs.
 """
 import json
 import os
@@ -153,6 +154,8 @@ class Replay(cli_house.Case):
     # ---- real traces -------------------------------------------------------------------------------------------------
 
     def real(self, name):
+        if os.environ.get("KVPOOL_SANITIZED") and not LONG:
+            self.skipTest("real traces are replayed without a sanitizer")
         path = TRACES / f"{name}.jsonl"
         if not path.exists():
             self.skipTest(f"{name}: not in {TRACES}")

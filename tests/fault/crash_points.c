@@ -6,26 +6,26 @@
  * memory is recovered; it must pass the audit and be in exactly the state before. Now and then the recovery too is
  * stopped, at each of its stores, and done again: it must come to the same bytes.
  *
- * --programs N runs that many, --seed S takes the seeds from S on; program i, which a failure names, has seed first +
- * i.
+ * --programs and --seed: see programs.h. A sanitizer's run takes fewer programs, and as many stores of each.
  */
 #include "layout.h"
 #include "ledger_block.h"
 #include "ledger_image.h"
 #include "ledger_naive.h"
+#include "programs.h"
 
-#include <inttypes.h>
 #include <setjmp.h>
-#include <stdio.h>
-#include <string.h>
-#include <time.h>
 
 #define WARM_UP      60
 #define TRANSACTIONS 60
 #define COMMITS      11 /* to one that is aborted */
 
 static uint64_t first_seed;
+#ifdef __SANITIZE_ADDRESS__
+static unsigned programs = 12;
+#else
 static unsigned programs = 40;
+#endif
 
 /* ---- stopping ------------------------------------------------------------------------------------------------------
  */
@@ -246,15 +246,7 @@ END_TEST
 
 int main(int argc, char **argv)
 {
-    first_seed = (uint64_t)time(NULL) * 1000003u;
-    for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--seed") == 0)
-            first_seed = strtoull(argv[i + 1], NULL, 0);
-        if (strcmp(argv[i], "--programs") == 0)
-            programs = (unsigned)strtoul(argv[i + 1], NULL, 0);
-    }
-    printf("%u programs from seed %llu on\n", programs, (unsigned long long)first_seed);
-    fflush(stdout);
+    first_seed = programs_choose(argc, argv, &programs);
     Suite *suite = suite_create("crash_points");
     TCase *tcase = tcase_create("points");
     tcase_set_timeout(tcase, 600);

@@ -6,19 +6,16 @@
  * ledger's memory, a copy of that is recovered: it must pass the audit, and be in the state before the transaction, or,
  * from some instruction on and then to the end, in the state after it.
  *
- * --programs N runs that many (20), --seed S takes the seeds from S on. Skipped, by name, where ptrace is not allowed.
+ * --programs and --seed: see programs.h. Skipped, by name, where ptrace is not allowed.
  */
 #include "ledger_block.h"
 #include "ledger_image.h"
 #include "ledger_naive.h"
+#include "programs.h"
 
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define WARM_UP      40
@@ -144,19 +141,11 @@ static bool may_trace(void)
 
 int main(int argc, char **argv)
 {
-    first_seed = (uint64_t)time(NULL) * 1000003u;
-    for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--seed") == 0)
-            first_seed = strtoull(argv[i + 1], NULL, 0);
-        if (strcmp(argv[i], "--programs") == 0)
-            programs = (unsigned)strtoul(argv[i + 1], NULL, 0);
-    }
     if (!may_trace()) {
         printf("skipped: a_kill_at_any_instruction_leaves_the_state_before_or_after_the_transaction: no ptrace here\n");
         return 77;
     }
-    printf("%u programs from seed %llu on\n", programs, (unsigned long long)first_seed);
-    fflush(stdout);
+    first_seed = programs_choose(argc, argv, &programs);
     Suite *suite = suite_create("single_step");
     TCase *tcase = tcase_create("instructions");
     tcase_set_timeout(tcase, 600);

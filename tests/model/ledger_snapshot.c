@@ -3,18 +3,14 @@
  * nothing is lost and nothing is torn. At the moment at which it is taken it holds every word of the ledger that counts,
  * shows what the naive ledger shows, and passes the audit; and transactions after that do not reach it.
  *
- * --programs N runs that many, --seed S takes the seeds from S on. The first seed is printed; program i, which a
- * failure names, has the seed first + i.
+ * --programs and --seed: see programs.h.
  */
 #include "layout.h"
 #include "ledger_block.h"
 #include "ledger_naive.h"
+#include "programs.h"
 
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #define SNAPSHOTS 8 /* of one program */
 
@@ -176,15 +172,7 @@ END_TEST
 
 int main(int argc, char **argv)
 {
-    first_seed = (uint64_t)time(NULL) * 1000003u;
-    for (int i = 1; i + 1 < argc; i += 2) {
-        if (strcmp(argv[i], "--seed") == 0)
-            first_seed = strtoull(argv[i + 1], NULL, 0);
-        if (strcmp(argv[i], "--programs") == 0)
-            programs = (unsigned)strtoul(argv[i + 1], NULL, 0);
-    }
-    printf("%u programs from seed %llu on\n", programs, (unsigned long long)first_seed);
-    fflush(stdout);
+    first_seed = programs_choose(argc, argv, &programs);
     Suite *suite = suite_create("ledger_snapshot");
     TCase *tcase = tcase_create("programs");
     tcase_set_timeout(tcase, 600);
