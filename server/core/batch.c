@@ -17,6 +17,13 @@ enum kvp_status core_length_check(struct kvp_core *core, const char *what, size_
     return core_refuse(core, KVP_EINVAL, "%s: %zu entries, must be as many as sequences: %zu", what, n, expected);
 }
 
+bool core_rows_left(const struct kvp_core *core, const struct pool_state *pool)
+{
+    struct kvp_pool_view view;
+    return kvp_pool_get(core->ledger, pool->id, &view) == KVP_OK &&
+           view.open_sequences + view.retiring_sequences + view.cache.pins < pool->spec->max_sequences;
+}
+
 enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *pool, enum kvp_status status,
                                 const char *what, size_t i, uint64_t handle)
 {
@@ -28,10 +35,13 @@ enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *
     case KVP_EBUSY:
         return core_refuse(core, status, "%s[%zu]: %#llx has an Append under way, or its owner has ended", what, i, h);
     case KVP_ELIMIT:
-        return core_refuse(core, status,
-                           "%s[%zu]: %#llx: the call changes more than one transaction can hold, or all "
-                           "%u rows of the pool are in use",
-                           what, i, h, pool->spec->max_sequences);
+        if (core_rows_left(core, pool))
+            return core_refuse(core, status,
+                               "%s[%zu]: %#llx: the call changes more than the %u words of one transaction; ask for "
+                               "fewer pages at a time",
+                               what, i, h, KVP_TXN_STORES_MAX);
+        return core_refuse(core, status, "%s[%zu]: %#llx: all %u rows of pool \"%s\" are in use", what, i, h,
+                           pool->spec->max_sequences, pool->spec->name);
     default:
         return core_refuse(core, status, "%s[%zu]: %#llx: %s", what, i, h, kvp_status_text(status));
     }

@@ -4,12 +4,14 @@
  *
  * All are of one tenant, the caller's: what another's pages hold is no match. The ledger keeps a pin's lease in ms; when
  * it ends is known here alone, so that a daemon that adopts begins it anew. Evict frees a slice a turn and lets others
- * be served between them.
+ * be served between them; how many pages went so far is in the call's outcome, so that a repeat after a restart goes on
+ * from there.
  */
 #include "blocks.h"
 
 #define LIST_SCAN         65536u /* pages looked at for one part of a listing */
 #define KEY_BYTES         16u
+#define EVICT_UNFINISHED  1u   /* in the outcome of an Evict */
 #define UNPINS_REMEMBERED 128u /* of a call that ended pins, which there were: bits of its outcome */
 
 static enum kvp_status need_blocks(struct kvp_core *core, const Kvpool__V1__Blocks *blocks)
@@ -121,11 +123,15 @@ static enum kvp_status pin_one(struct kvp_core *core, struct turn *turn, struct 
                            n, i, found);
     if (status == KVP_ELIMIT && pool->reclaim_due)
         return core_wait(core, turn, WAIT_RECLAIM, pool->id.slot);
+    if (status == KVP_ELIMIT && n > core_row_pages(pool->spec))
+        return core_refuse(core, status, "blocks: prefix %zu of %zu blocks is longer than a row's %u pages", i, n,
+                           core_row_pages(pool->spec));
+    if (status == KVP_ELIMIT && !core_rows_left(core, pool))
+        return core_refuse(core, status, "blocks: prefix %zu finds all %u rows of pool \"%s\" in use", i,
+                           pool->spec->max_sequences, pool->spec->name);
     if (status == KVP_ELIMIT)
-        return core_refuse(core, status,
-                           "blocks: prefix %zu of %zu blocks: %d pins are there, or all %u rows of pool \"%s\" are in "
-                           "use, or it is longer than a row's %u pages",
-                           i, n, KVP_PINS_MAX, pool->spec->max_sequences, pool->spec->name, core_row_pages(pool->spec));
+        return core_refuse(core, status, "blocks: prefix %zu would be one more than the %d pins that a pool may have",
+                           i, KVP_PINS_MAX);
     return status == KVP_OK ? KVP_OK : core_refuse_plain(core, status, "the pin");
 }
 
@@ -243,7 +249,7 @@ static enum kvp_status evict_slice(struct kvp_core *core, struct turn *turn, str
     *done += evicted;
     if ((evicted == wanted || more) && left > evicted) {
         struct op *op;
-        kvp_txn_commit(core->ledger);
+        TRY(core_commit(core, turn, *done, EVICT_UNFINISHED));
         TRY(core_op(core, turn, &op));
         op->done = *done;
         pool->reclaim_due = true;
@@ -281,12 +287,13 @@ enum kvp_status call_evict(struct kvp_core *core, struct turn *turn)
     TRY(evict_scope(core, turn, request, &tenant));
     if (request->blocks != NULL && request->pages != 0)
         return core_refuse(core, KVP_EINVAL, "pages: %u, must be 0 with blocks", request->pages);
-    if (turn->repeated) {
+    if (turn->repeated)
         reply.pages = turn->outcome.values[0];
+    else if (turn->op != NULL)
+        reply.pages = turn->op->done;
+    if (turn->repeated && turn->outcome.values[1] != EVICT_UNFINISHED)
         return core_answer(core, turn, &reply.base, NULL, 0);
-    }
     TRY(core_reclaimed(core, turn, pool));
-    reply.pages = turn->op != NULL ? turn->op->done : 0;
     if (request->blocks != NULL)
         TRY(evict_prefixes(core, turn, pool, tenant, request->blocks, &reply.pages));
     else

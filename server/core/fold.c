@@ -69,20 +69,28 @@ uint32_t core_fold_tokens(const struct kvp_core *core, const struct pool_state *
     return tokens > view->written ? tokens : view->written;
 }
 
-enum kvp_status core_fold(struct kvp_core *core, struct pool_state *pool, struct kvp_seq_view *views, uint32_t n)
+/* One transaction of words. @param ret_more  it was full before all were seen whole */
+static enum kvp_status fold_some(struct kvp_core *core, struct pool_state *pool, struct kvp_seq_view *views, uint32_t n,
+                                 bool *ret_more)
 {
     struct kvp_ledger *ledger = core->ledger;
     bool open = false, changed;
+    *ret_more = false;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t tokens = core_fold_tokens(core, pool, &views[i]);
         if (tokens == views[i].written)
             continue;
         if (!open)
             kvp_txn_begin(ledger);
-        open = true;
         enum kvp_status status = kvp_seq_observe(ledger, pool->id, views[i].id, tokens, &changed);
+        if (status == KVP_ELIMIT && open) {
+            *ret_more = true;
+            break;
+        }
+        open = true;
         if (status != KVP_OK && status != KVP_ELOST)
             return core_abort(core, core_refuse_plain(core, status, "folding a progress word"));
+        views[i].written = status == KVP_OK ? tokens : 0;
         views[i].copy.tokens = UINT32_MAX; /* to be read anew, and published */
     }
     if (!open)
@@ -91,9 +99,19 @@ enum kvp_status core_fold(struct kvp_core *core, struct pool_state *pool, struct
     for (uint32_t i = 0; i < n; i++) {
         if (views[i].copy.tokens != UINT32_MAX)
             continue;
+        uint32_t wanted = views[i].written;
         TRY(kvp_seq_get(ledger, pool->id, views[i].id, &views[i]));
         core_publish_view(core, pool, &views[i]);
+        *ret_more |= views[i].written < wanted;
     }
+    return KVP_OK;
+}
+
+enum kvp_status core_fold(struct kvp_core *core, struct pool_state *pool, struct kvp_seq_view *views, uint32_t n)
+{
+    bool more = true;
+    while (more)
+        TRY(fold_some(core, pool, views, n, &more));
     return KVP_OK;
 }
 
@@ -231,8 +249,7 @@ void core_pool_tick(struct kvp_core *core, struct pool_state *pool)
  */
 #define TIMELINE_LEAP (1ull << 32)
 
-void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment, uint32_t first,
-                        uint32_t n)
+void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment, uint32_t first, uint32_t n)
 {
     pending_cancel(core, pool, attachment);
     for (uint32_t k = first; k < first + n; k++) {

@@ -102,6 +102,75 @@ START_TEST(a_page_completed_in_decode_is_found_once_its_progress_word_is_seen)
 }
 END_TEST
 
+/* A batch whose words cover more pages than one transaction can publish, of pages of one token. */
+START_TEST(words_of_more_pages_than_a_transaction_holds_are_all_seen)
+{
+    enum { SEQS = 90, TOKENS = 4096 };
+    static const struct pool_of large = {.name = "p",
+                                         .pages = SEQS * TOKENS,
+                                         .page_tokens = 1,
+                                         .layers = 1,
+                                         .max_sequences = SEQS + 1,
+                                         .max_sequence_tokens = TOKENS};
+    static uint32_t tokens[TOKENS];
+    Kvpool__V1__GetSeqLensRequest request = KVPOOL__V1__GET_SEQ_LENS_REQUEST__INIT;
+    uint64_t seqs[SEQS];
+    struct named named;
+    cache_end();
+    cache_begin_with("host", &large);
+    uint32_t attachment = shell_attach(shell, a, "p");
+    for (uint32_t i = 0; i < SEQS; i++) {
+        for (uint32_t k = 0; k < TOKENS; k++)
+            tokens[k] = i * TOKENS + k;
+        ck_assert_int_eq(shell_open(shell, a, "p", i, false, &seqs[i]), KVP_OK);
+        ck_assert_int_eq(finish(advance_blocks(a, seqs[i], TOKENS, 0, by_tokens(&named, tokens, TOKENS, 0), 0)),
+                         KVP_OK);
+        shell_progress(shell, attachment)[(uint32_t)seqs[i]] = KVP_PROGRESS_WORD(2, TOKENS);
+    }
+    request.pool = (char *)"p";
+    request.n_seqs = SEQS;
+    request.seqs = seqs;
+    struct shell_call *call = CALL(a, GET_SEQ_LENS, request);
+    ck_assert_msg(call->status == KVP_OK, "%s", call->status == KVP_OK ? "" : shell_error(call));
+    const Kvpool__V1__GetSeqLensReply *reply = (const Kvpool__V1__GetSeqLensReply *)call->reply;
+    for (uint32_t i = 0; i < SEQS; i++)
+        ck_assert_uint_eq(reply->lengths[i], TOKENS);
+    shell_call_free(shell, call);
+    ck_assert_uint_eq(cache_view().published, SEQS * TOKENS);
+}
+END_TEST
+
+/* As many pages as a call may take are more than one transaction evicts and takes: said, and done in two. */
+START_TEST(advance_that_evicts_too_many_pages_changes_nothing_and_says_so)
+{
+    static const struct pool_of large = {.name = "p",
+                                         .pages = KVP_CALL_PAGES_MAX,
+                                         .page_tokens = 1,
+                                         .layers = 1,
+                                         .max_sequences = 4,
+                                         .max_sequence_tokens = KVP_CALL_PAGES_MAX};
+    static uint32_t tokens[KVP_CALL_PAGES_MAX];
+    struct named named;
+    uint64_t seq;
+    cache_end();
+    cache_begin_with("host", &large);
+    for (uint32_t i = 0; i < KVP_CALL_PAGES_MAX; i++)
+        tokens[i] = i;
+    Kvpool__V1__Blocks *blocks = by_tokens(&named, tokens, KVP_CALL_PAGES_MAX, 0);
+    ck_assert_int_eq(shell_open(shell, a, "p", 1, false, &seq), KVP_OK);
+    ck_assert_int_eq(finish(advance_blocks(a, seq, KVP_CALL_PAGES_MAX, 0, blocks, 0)), KVP_OK);
+    ck_assert_int_eq(shell_advance(shell, a, "p", seq, KVP_CALL_PAGES_MAX, KVP_CALL_PAGES_MAX), KVP_OK);
+    close_ok(a, seq);
+    ck_assert_uint_eq(match(a, blocks), KVP_CALL_PAGES_MAX);
+    ck_assert_int_eq(shell_open(shell, a, "p", 2, false, &seq), KVP_OK);
+    assert_refused(advance_blocks(a, seq, KVP_CALL_PAGES_MAX, 0, NULL, 0), KVP_ELIMIT,
+                   "changes more than the 1048576 words of one transaction; ask for fewer pages");
+    ck_assert_uint_eq(match(a, blocks), KVP_CALL_PAGES_MAX);
+    ck_assert_int_eq(shell_advance(shell, a, "p", seq, KVP_CALL_PAGES_MAX / 2, 0), KVP_OK);
+    ck_assert_int_eq(shell_advance(shell, a, "p", seq, KVP_CALL_PAGES_MAX, 0), KVP_OK);
+}
+END_TEST
+
 START_TEST(engines_keys_of_every_size_are_found_and_match_no_tokens)
 {
     unsigned char keys[2 * KVP_BLOCK_KEY_BYTES_MAX];
@@ -338,6 +407,16 @@ END_TEST
 
 /* ---- Pin --------------------------------------------------------------------------------------------------------- */
 
+START_TEST(a_pin_that_finds_no_place_says_which_limit_it_met)
+{
+    cache_prompt(a, 36);
+    for (uint32_t n = 1; n <= small.max_sequences; n++)
+        ck_assert_uint_eq(pin_prompt(a, n * T, 1000), n * T);
+    assert_refused(pin_call(a, 9 * T, 1000), KVP_ELIMIT, "finds all 8 rows of pool \"p\" in use");
+    ck_assert_uint_eq(cache_view().pins, small.max_sequences);
+}
+END_TEST
+
 START_TEST(a_pin_keeps_its_prefix_until_its_lease_ends)
 {
     cache_prompt(a, 16);
@@ -415,7 +494,8 @@ START_TEST(evict_takes_so_many_pages_from_the_ends)
 }
 END_TEST
 
-START_TEST(evict_of_more_than_a_slice_goes_on_until_it_is_done)
+/* A pool of 64 pages, of which Evict lets go of five a turn; 50 of them are cached. */
+static void begin_sliced(void)
 {
     static const struct pool_of large = {
         .name = "p", .pages = 64, .page_tokens = T, .layers = 1, .max_sequences = 8, .max_sequence_tokens = 256};
@@ -424,10 +504,37 @@ START_TEST(evict_of_more_than_a_slice_goes_on_until_it_is_done)
     a = shell_connect(shell, 1000, 41);
     shell_make_pool(shell, a, &large);
     cache_prompt(a, 200);
+}
+
+START_TEST(evict_of_more_than_a_slice_goes_on_until_it_is_done)
+{
+    begin_sliced();
     ck_assert_uint_eq(evict(a, 23, NULL, false), 23);
     ck_assert_uint_eq(match_prompt(a, 200), 27 * T);
     ck_assert_uint_eq(evict(a, 0, NULL, false), 27);
     ck_assert_uint_eq(shell_free_pages(shell, "p"), 64);
+}
+END_TEST
+
+START_TEST(an_evict_that_a_restart_cuts_off_goes_on_where_it_was)
+{
+    Kvpool__V1__EvictRequest request = KVPOOL__V1__EVICT_REQUEST__INIT;
+    begin_sliced();
+    request.pool = (char *)"p";
+    request.call_id = 5;
+    request.pages = 23;
+    struct shell_call *call = shell_send(shell, a, KVPOOL__V1__METHOD__METHOD_EVICT, &request.base, NULL);
+    while (cache_view().evictions == 0)
+        shell_tick(shell);
+    ck_assert(!call->answered);
+    shell_restart(shell, &a.session, 1);
+    for (int repeat = 0; repeat < 2; repeat++) {
+        call = CALL(a, EVICT, request);
+        ck_assert_int_eq(call->status, KVP_OK);
+        ck_assert_uint_eq(((const Kvpool__V1__EvictReply *)call->reply)->pages, 23);
+        shell_call_free(shell, call);
+        ck_assert_uint_eq(match_prompt(a, 200), 27 * T);
+    }
 }
 END_TEST
 
@@ -482,6 +589,8 @@ int main(void)
     tcase_add_test(along, tokens_that_fill_no_page_are_left_out_of_account);
     tcase_add_test(along, only_written_pages_are_found);
     tcase_add_test(along, a_page_completed_in_decode_is_found_once_its_progress_word_is_seen);
+    tcase_add_test(along, advance_that_evicts_too_many_pages_changes_nothing_and_says_so);
+    tcase_add_test(along, words_of_more_pages_than_a_transaction_holds_are_all_seen);
     tcase_add_test(along, engines_keys_of_every_size_are_found_and_match_no_tokens);
     tcase_add_test(along, extra_is_part_of_every_block);
     tcase_add_test(along, an_open_key_says_with_which_of_the_blocks_its_row_begins);
@@ -492,6 +601,7 @@ int main(void)
     tcase_add_test(call, match_lists_the_pages_and_changes_nothing);
     tcase_add_test(call, a_connection_without_a_session_matches_as_its_user);
     tcase_add_test(call, the_cache_is_listed_in_parts);
+    tcase_add_test(call, a_pin_that_finds_no_place_says_which_limit_it_met);
     tcase_add_test(call, a_pin_keeps_its_prefix_until_its_lease_ends);
     tcase_add_test(call, a_pin_is_ended_by_a_lease_of_none_and_only_by_its_tenant);
     tcase_add_test(call, a_prefix_that_is_not_all_cached_is_not_pinned);
@@ -499,6 +609,7 @@ int main(void)
     tcase_add_test(call, everything_that_was_cached_is_found_after_a_restart);
     tcase_add_test(call, evict_takes_so_many_pages_from_the_ends);
     tcase_add_test(call, evict_of_more_than_a_slice_goes_on_until_it_is_done);
+    tcase_add_test(call, an_evict_that_a_restart_cuts_off_goes_on_where_it_was);
     tcase_add_test(call, evict_of_a_prefix_stops_at_what_is_held_or_extended);
     tcase_add_test(call, only_root_and_the_daemons_user_evict_what_is_others);
     tcase_add_test(call, what_is_cached_gives_way_to_what_is_needed);
