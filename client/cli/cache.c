@@ -17,32 +17,40 @@
 
 /* ---- a prefix ---------------------------------------------------------------------------------------------------- */
 
-/* What an argument says, or the file that it names; NULL: said on stderr. */
-static char *text_of(const char *argument)
+static char *text_of_file(const char *path)
 {
     char *text = NULL;
     size_t room = 0;
-    FILE *file;
+    ssize_t bytes = -1;
+    FILE *file = fopen(path, "r");
+    bool empty;
 
-    if (argument[0] != '@') {
-        text = strdup(argument);
-        if (text == NULL)
-            cli_failed("reading the prefix", KVP_ENOMEM);
-        return text;
-    }
-    file = fopen(argument + 1, "r");
-    if (file == NULL || getdelim(&text, &room, EOF, file) < 0) {
-        if (file != NULL && feof(file) && !ferror(file)) { /* it is empty */
-            fclose(file);
-            free(text);
-            return strdup("");
-        }
-        fprintf(stderr, "kvpool: reading %s: %s\n", argument + 1, strerror(errno));
+    if (file != NULL)
+        bytes = getdelim(&text, &room, EOF, file);
+    empty = file != NULL && bytes < 0 && feof(file) && !ferror(file);
+    if (bytes < 0 && !empty)
+        fprintf(stderr, "kvpool: reading %s: %s\n", path, strerror(errno));
+    else if (!empty && strlen(text) != (size_t)bytes)
+        fprintf(stderr, "kvpool: reading %s: byte %zu is zero, so it is no text\n", path, strlen(text));
+    if (empty || bytes < 0 || strlen(text) != (size_t)bytes) {
         free(text);
-        text = NULL;
+        text = empty ? strdup("") : NULL;
     }
     if (file != NULL)
         fclose(file);
+    return text;
+}
+
+/* What an argument says, or the file that it names; NULL: said on stderr. */
+static char *text_of(const char *argument)
+{
+    char *text;
+
+    if (argument[0] == '@')
+        return text_of_file(argument + 1);
+    text = strdup(argument);
+    if (text == NULL)
+        cli_failed("reading the prefix", KVP_ENOMEM);
     return text;
 }
 

@@ -8,6 +8,7 @@
  */
 #include "cli.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -254,6 +255,15 @@ static int connect_and_run(struct cli *cli)
     return result;
 }
 
+/* What was printed must have come out. @return the exit status */
+static int said(int result)
+{
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return result;
+    fprintf(stderr, "kvpool: standard output can not be written: %s\n", strerror(errno));
+    return result != 0 ? result : 1;
+}
+
 /* Words that are no command: those of its group are listed, if there is one. @return the exit status */
 static int no_command(int argc, char **argv, int at)
 {
@@ -285,5 +295,5 @@ int main(int argc, char **argv)
     if (cli.command == NULL)
         return no_command(argc, argv, at);
     parse_options(&cli, argc - at - words + 1, argv + at + words - 1);
-    return connect_and_run(&cli);
+    return said(connect_and_run(&cli));
 }

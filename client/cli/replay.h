@@ -91,7 +91,7 @@ struct replay_point {
     double lru, adaptive, bound;
 };
 
-/** Can FILE be drawn: is it .png or .svg, and is there a gnuplot? @return false: said on stderr */
+/** Can FILE be drawn: is it .png or .svg, can it be written, and is there a gnuplot? @return false: said on stderr */
 bool replay_plot_check(const char *file);
 /** @return false: gnuplot failed; said on stderr */
 bool replay_plot(const char *file, const char *title, double infinite, const struct replay_point *points, unsigned n);

@@ -7,11 +7,13 @@
 
 #include <errno.h>
 #include <jansson.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define REQUESTS_MAX (1u << 20)
+#define LENGTH_MAX   (KVP_SEQUENCE_TOKENS_MAX / 2) /* of a prompt, and of what is decoded behind it */
 
 /* ---- growing arrays ---------------------------------------------------------------------------------------------- */
 
@@ -61,77 +63,122 @@ void trace_free(struct trace *trace)
 
 /* ---- a line ------------------------------------------------------------------------------------------------------ */
 
-static bool take_length(const json_t *object, const char *name, json_int_t min, uint32_t *ret_length)
+/* What is wrong with it, for the user. */
+struct complaint {
+    char text[160];
+};
+
+__attribute__((format(printf, 2, 3))) static bool complain(struct complaint *wrong, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(wrong->text, sizeof(wrong->text), format, args);
+    va_end(args);
+    return false;
+}
+
+static bool complain_of_value(struct complaint *wrong, const char *name, const json_t *value, const char *wanted)
+{
+    char *text = value != NULL ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+
+    complain(wrong, "%s is %.40s, must be %s", name, text != NULL ? text : "missing", wanted);
+    free(text);
+    return false;
+}
+
+static bool take_length(const json_t *object, const char *name, json_int_t min, uint32_t *ret_length,
+                        struct complaint *reterr_wrong)
 {
     const json_t *value = json_object_get(object, name);
+    char wanted[64];
 
-    if (!json_is_integer(value) || json_integer_value(value) < min ||
-        json_integer_value(value) > KVP_SEQUENCE_TOKENS_MAX / 2)
-        return false;
+    snprintf(wanted, sizeof(wanted), "a number of tokens from %d to %u", (int)min, LENGTH_MAX);
+    if (!json_is_integer(value) || json_integer_value(value) < min || json_integer_value(value) > LENGTH_MAX)
+        return complain_of_value(reterr_wrong, name, value, wanted);
     *ret_length = (uint32_t)json_integer_value(value);
     return true;
 }
 
-/* @return NULL, or what is wrong with it */
-static const char *take_line(const char *text, size_t bytes, size_t line, struct trace *trace)
+static bool take_ids(const json_t *object, struct trace *trace, struct trace_request *request,
+                     struct complaint *reterr_wrong)
 {
-    json_t *object = json_loadb(text, bytes, 0, NULL);
-    const json_t *timestamp = json_object_get(object, "timestamp"), *ids = json_object_get(object, "hash_ids");
-    const char *wrong = NULL;
-    struct trace_request request = {.first_block = trace->n_blocks, .line = line};
+    const json_t *ids = json_object_get(object, "hash_ids");
+    char name[40];
 
-    if (!json_is_object(object))
-        wrong = "it is no JSON object";
-    else if (!json_is_number(timestamp) || json_number_value(timestamp) < 0)
-        wrong = "timestamp is no number from 0 on";
-    else if (!take_length(object, "input_length", 1, &request.input_length))
-        wrong = "input_length is no number of tokens";
-    else if (!take_length(object, "output_length", 0, &request.output_length))
-        wrong = "output_length is no number of tokens";
-    else if (!json_is_array(ids) || json_array_size(ids) > request.input_length)
-        wrong = "hash_ids is no list of one id a block";
-    for (size_t i = 0; wrong == NULL && i < json_array_size(ids); i++) {
+    if (!json_is_array(ids))
+        return complain_of_value(reterr_wrong, "hash_ids", ids, "a list of one id a block");
+    if (json_array_size(ids) > request->input_length)
+        return complain(reterr_wrong, "hash_ids has %zu ids, more than the %u tokens of input_length",
+                        json_array_size(ids), request->input_length);
+    for (size_t i = 0; i < json_array_size(ids); i++) {
         const json_t *id = json_array_get(ids, i);
 
+        snprintf(name, sizeof(name), "hash_ids[%zu]", i);
         if (!json_is_integer(id) || json_integer_value(id) < 0)
-            wrong = "hash_ids holds something else than numbers from 0 on";
-        else if (!trace_add_block(trace, (uint64_t)json_integer_value(id)))
-            wrong = "out of memory";
+            return complain_of_value(reterr_wrong, name, id, "a number from 0 to 9223372036854775807");
+        if (!trace_add_block(trace, (uint64_t)json_integer_value(id)))
+            return complain(reterr_wrong, "out of memory");
     }
-    if (wrong == NULL) {
-        request.timestamp = json_number_value(timestamp);
-        request.n_blocks = (uint32_t)json_array_size(ids);
-        if (trace->n == REQUESTS_MAX)
-            wrong = "there are too many requests";
-        else if (!trace_add_request(trace, &request))
-            wrong = "out of memory";
-    }
+    request->n_blocks = (uint32_t)json_array_size(ids);
+    return true;
+}
+
+static bool take_request(const json_t *object, size_t line, struct trace *trace, struct complaint *reterr_wrong)
+{
+    const json_t *timestamp = json_object_get(object, "timestamp");
+    struct trace_request request = {.first_block = trace->n_blocks, .line = line};
+
+    if (!json_is_number(timestamp) || json_number_value(timestamp) < 0)
+        return complain_of_value(reterr_wrong, "timestamp", timestamp, "a number from 0 on");
+    request.timestamp = json_is_integer(timestamp) ? (long double)json_integer_value(timestamp)
+                                                   : (long double)json_real_value(timestamp);
+    if (!take_length(object, "input_length", 1, &request.input_length, reterr_wrong) ||
+        !take_length(object, "output_length", 0, &request.output_length, reterr_wrong) ||
+        !take_ids(object, trace, &request, reterr_wrong))
+        return false;
+    if (trace->n == REQUESTS_MAX)
+        return complain(reterr_wrong, "it is one more than the %u requests that a trace may have", REQUESTS_MAX);
+    return trace_add_request(trace, &request) || complain(reterr_wrong, "out of memory");
+}
+
+static bool take_line(const char *text, size_t bytes, size_t line, struct trace *trace, struct complaint *reterr_wrong)
+{
+    json_error_t error;
+    json_t *object = json_loadb(text, bytes, 0, &error);
+    bool good;
+
+    if (object == NULL)
+        return complain(reterr_wrong, "it is no JSON object: %s", error.text);
+    good = json_is_object(object) ? take_request(object, line, trace, reterr_wrong)
+                                  : complain(reterr_wrong, "it is no JSON object");
     json_decref(object);
-    return wrong;
+    return good;
 }
 
 /* ---- the file ---------------------------------------------------------------------------------------------------- */
 
 static bool take_lines(const char *path, FILE *file, struct trace *trace)
 {
-    const char *wrong = NULL;
+    struct complaint wrong;
     char *text = NULL;
     size_t room = 0, line = 0;
     ssize_t bytes;
+    bool good = true;
 
-    while (wrong == NULL && (bytes = getline(&text, &room, file)) >= 0) {
+    while (good && (bytes = getline(&text, &room, file)) >= 0) {
         line++;
         if (strspn(text, " \t\r\n") != (size_t)bytes)
-            wrong = take_line(text, (size_t)bytes, line, trace);
+            good = take_line(text, (size_t)bytes, line, trace, &wrong);
     }
     free(text);
-    if (wrong != NULL)
-        fprintf(stderr, "kvpool: trace %s, line %zu: %s\n", path, line, wrong);
+    if (!good)
+        fprintf(stderr, "kvpool: trace %s, line %zu: %s\n", path, line, wrong.text);
     else if (ferror(file))
         fprintf(stderr, "kvpool: trace %s: %s\n", path, strerror(errno));
     else if (trace->n == 0)
         fprintf(stderr, "kvpool: trace %s has no request\n", path);
-    return wrong == NULL && !ferror(file) && trace->n > 0;
+    return good && !ferror(file) && trace->n > 0;
 }
 
 static int by_timestamp(const void *a, const void *b)

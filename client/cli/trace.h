@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 struct trace_request {
-    double timestamp;
+    long double timestamp;                /* whole numbers of 64 bits are told apart, too */
     size_t first_block;                   /* its blocks: trace.blocks + this */
     size_t line;                          /* of the file */
     uint32_t input_length, output_length; /* tokens */

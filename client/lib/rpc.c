@@ -269,10 +269,13 @@ enum kvp_status kvp_rpc_begin(struct kvp_client *client, struct kvp_pool *pool, 
         head->session = client->token;
     head->call_id = rpc->method->changes ? client->next_call_id++ : 0;
     status = kvp_wire_pack(method, 0, KVP_OK, rpc->tag, request, &rpc->packet);
-    if (status != KVP_OK) {
-        kvp_fail(status, "%s does not fit a message", rpc->method->name);
+    if (status == KVP_ELIMIT)
+        kvp_fail(status, "%s of %zu bytes does not fit a message, of %d at most", rpc->method->name,
+                 protobuf_c_message_get_packed_size(request), KVP_MESSAGE_BYTES_MAX);
+    else if (status != KVP_OK)
+        kvp_fail(status, "no memory for %s", rpc->method->name);
+    if (status != KVP_OK)
         goto unlock;
-    }
     status = send_call(client, rpc);
     if (status != KVP_OK)
         kvp_wire_packet_free(&rpc->packet);

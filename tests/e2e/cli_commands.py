@@ -3,6 +3,7 @@ import contextlib
 import ctypes
 import os
 import pathlib
+import subprocess
 import unittest
 
 import cli_house
@@ -93,6 +94,14 @@ class Program(cli_house.Case):
 
 
 class Status(cli_house.Case):
+    def test_what_can_not_be_printed_fails(self):
+        for words in (["status"], ["--json", "status"]):
+            with open("/dev/full", "w") as full:
+                done = subprocess.run([self.program(), *words], env=self.environment(), stdout=full,
+                                      stderr=subprocess.PIPE, text=True)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("No space left on device", done.stderr)
+
     def test_status_has_its_documented_keys(self):
         status = self.json_of("status")
         self.assertEqual(set(status), {"version", "keeper", "backend", "instance", "epoch", "uptime_ms", "calls", "calls_failed",
@@ -469,6 +478,10 @@ class Cache(cli_house.Case):
         self.misused("cache", "match", "p", "xy", "--keys", text="`xy' is no block key")
         self.fails("KVP_EINVAL", "cache", "match", "p", "00", "--keys", text="key_bytes 1, must be 8 to 32")
         self.run_cli("cache", "match", "p", "@/nowhere/at/all", code=2)
+        file = self.daemon.folder / "prefix"
+        file.write_bytes(b"0,7,14,21\0,28")
+        done = self.run_cli("cache", "match", "p", f"@{file}", code=2)
+        self.assertEqual((done.stdout, done.stderr), ("", f"kvpool: reading {file}: byte 9 is zero, so it is no text\n"))
         self.misused("cache", "evict", "p", "1,2", "--pages", "3", text="--pages and --all are without a prefix")
         self.misused("seq", "open", "p", "1", "2", "--prompt", "1", text="--prompt is of one sequence",
                      session=self.session)

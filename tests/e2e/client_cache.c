@@ -116,6 +116,20 @@ START_TEST(match_lists_pages_where_there_is_room_for_them)
 }
 END_TEST
 
+START_TEST(a_prefix_that_no_message_holds_is_refused_with_both_sizes)
+{
+    uint32_t count = KVP_MESSAGE_BYTES_MAX / sizeof(uint32_t), cached;
+    uint32_t *tokens = calloc(count, sizeof(*tokens));
+    struct kvp_blocks blocks = {.counts = &count, .tokens = tokens};
+
+    ck_assert_ptr_nonnull(tokens);
+    ck_assert_int_eq(kvp_match(client, "p", 1, &blocks, &cached, 0, NULL), KVP_ELIMIT);
+    ck_assert_ptr_nonnull(strstr(kvp_error_text(), "Match of 67108"));
+    ck_assert_ptr_nonnull(strstr(kvp_error_text(), "does not fit a message, of 67108864 at most"));
+    free(tokens);
+}
+END_TEST
+
 START_TEST(an_engines_keys_name_pages_too)
 {
     unsigned char keys[3 * 32];
@@ -228,6 +242,7 @@ int main(void)
     tcase_add_test(cache, a_prompt_that_one_client_wrote_is_taken_along_by_another_with_its_bytes);
     tcase_add_test(cache, pages_completed_in_decode_are_named_behind_those_of_the_prompt);
     tcase_add_test(cache, match_lists_pages_where_there_is_room_for_them);
+    tcase_add_test(cache, a_prefix_that_no_message_holds_is_refused_with_both_sizes);
     tcase_add_test(cache, an_engines_keys_name_pages_too);
     tcase_add_test(cache, a_pinned_prefix_stays_when_the_rest_is_evicted);
     tcase_add_test(cache, the_cache_is_described_and_listed);

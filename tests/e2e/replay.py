@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -135,6 +136,9 @@ class Replay(cli_house.Case):
         self.compare_both_ways([line(5, [1, 2]), line(1, [3]), line(5, [4, 5]), line(1.5, [1, 2, 6]), line(1, [3, 7]),
                                 line(5, [1, 2]), line(5, [4, 5])], (2, 3, 4))
 
+    def test_timestamps_are_told_apart_to_the_last_bit(self):
+        self.compare_both_ways([line((1 << 60) + 1, [1, 2]), line(1 << 60, [3, 4]), line((1 << 60) + 2, [3, 4])], (2,))
+
     def test_requests_larger_than_the_pool_keep_their_beginning(self):
         self.compare_both_ways([line(0, list(range(10))), line(1, list(range(10))), line(2, [20, 21]),
                                 line(3, list(range(10))), line(4, list(range(4)) + [30, 31]),
@@ -219,6 +223,33 @@ class Replay(cli_house.Case):
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertIn("gnuplot, which is not installed", done.stderr)
 
+    def test_names_of_files_are_no_commands_to_gnuplot(self):
+        if shutil.which("gnuplot") is None:
+            self.skipTest("there is no gnuplot here")
+        self.path = self.daemon.folder / "a 'trace'\nsystem 'touch told-to'\n.jsonl"
+        self.write([line(0, [1]), line(1, [1])])
+        for name in ("|touch told-to;.png", "b'\nsystem \"touch told-to\"\n.png"):
+            done = subprocess.run([self.program(), "replay", str(self.path), "--embedded", "--plot", name],
+                                  cwd=self.daemon.folder, capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            self.assertTrue((self.daemon.folder / name).read_bytes().startswith(b"\x89PNG"))
+        self.assertFalse((self.daemon.folder / "told-to").exists())
+
+    def test_a_plot_that_does_not_fit_is_refused_and_nothing_of_it_stays(self):
+        if shutil.which("gnuplot") is None:
+            self.skipTest("there is no gnuplot here")
+        self.write(session_trace(9, requests=20))
+        file = self.daemon.folder / "large.svg"
+
+        def small_files_only():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        done = subprocess.run([self.program(), "replay", str(self.path), "--embedded", "--plot", str(file)],
+                              preexec_fn=small_files_only, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stderr, f"kvpool: replay: --plot: {file} can not be written: File too large\n")
+        self.assertFalse(file.exists())
+
     # ---- what is refused ---------------------------------------------------------------------------------------------
 
     def refused(self, text, *options):
@@ -231,7 +262,15 @@ class Replay(cli_house.Case):
         good = json.dumps(line(0, [1, 2]))
         for text, lines in (("has no request", ["", "  "]), ("line 2: it is no JSON object", [good, "{\"timestamp\": 1"]),
                             ("line 3: hash_ids", [good, good, good.replace("[1, 2]", "[1, \"2\"]")]),
-                            ("line 1: input_length", [good.replace("1024", "0")]),
+                            ("line 1: input_length is 0, must be a number of tokens from 1 to 8388608",
+                             [good.replace("1024", "0")]),
+                            ("line 1: input_length is 8388609", [good.replace("1024", "8388609")]),
+                            ("line 1: output_length is missing", [good.replace("output_length", "out")]),
+                            ("line 1: timestamp is -1, must be", [good.replace("\"timestamp\": 0", "\"timestamp\": -1")]),
+                            ("line 2: hash_ids[1] is -2, must be", [good, good.replace("[1, 2]", "[1, -2]")]),
+                            ("too big integer near '9223372036854775808'",
+                             [good.replace("[1, 2]", "[1, 9223372036854775808]")]),
+                            ("hash_ids has 2 ids, more than the 1 tokens", [good.replace("1024", "1")]),
                             ("line 2: id 2 stands behind another block", [good, json.dumps(line(1, [3, 2]))]),
                             ("line 2: id 3 stands twice", [good, json.dumps(line(1, [3, 4, 3]))]),
                             ("has 0 different blocks", [json.dumps(dict(line(0, []), input_length=9))])):
@@ -247,6 +286,8 @@ class Replay(cli_house.Case):
             self.misused("replay", str(self.path), *options, text=text)
             self.misused("replay", "--embedded", str(self.path), *options, text=text)
         self.refused("neither .png nor .svg", "--plot", "x.pdf")
+        if shutil.which("gnuplot") is not None:
+            self.refused("nowhere/x.png can not be written: No such file", "--plot", "nowhere/x.png")
         self.misused("replay", text="TRACE")
 
     def test_it_needs_no_daemon_when_embedded(self):
