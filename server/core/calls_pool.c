@@ -59,11 +59,14 @@ static enum kvp_status answer_existing(struct kvp_core *core, struct turn *turn,
 {
     struct kvp_pool_id id;
     struct pool_state *pool;
+    char differing[300];
     if (kvp_pool_by_name(core->ledger, filled->name, &id) != KVP_OK)
         return KVP_ENOENT;
     TRY(core_pool_by_name(core, filled->name, &pool));
-    if (!core_spec_same(filled, pool->spec))
-        return core_refuse(core, KVP_EEXIST, "name: pool \"%s\" exists and differs from what is asked", filled->name);
+    TRY(core_spec_compare(filled, pool->spec, sizeof(differing), differing));
+    if (differing[0] != 0)
+        return core_refuse(core, KVP_EEXIST, "name: pool \"%s\" exists and differs from what is asked in %s",
+                           filled->name, differing);
     Kvpool__V1__PoolInfo info;
     TRY(core_pool_info(core, pool, &info));
     Kvpool__V1__CreatePoolReply reply = KVPOOL__V1__CREATE_POOL_REPLY__INIT;

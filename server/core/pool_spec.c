@@ -2,7 +2,7 @@
  * What a caller may ask for in a pool: every number of a PoolSpec is checked here, before anything uses it, and what it
  * leaves open is filled in. Where its bytes lie is kvp_layout.h's to say.
  *
- * The filled description is what the ledger keeps, packed; two that pack to the same bytes are the same pool.
+ * The filled description is what the ledger keeps, packed; two whose fields pack to the same bytes are the same pool.
  */
 #include "op.h"
 
@@ -219,22 +219,62 @@ enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSp
 
 /* ---- the same pool? ---------------------------------------------------------------------------------------------- */
 
-bool core_spec_same(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored)
+/* The bytes of a field of a message: a repeated one's are its pointer, and its count lies elsewhere. */
+static size_t field_bytes(const ProtobufCFieldDescriptor *field)
 {
+    if (field->label == PROTOBUF_C_LABEL_REPEATED || field->type == PROTOBUF_C_TYPE_STRING)
+        return sizeof(void *);
+    return field->type == PROTOBUF_C_TYPE_FIXED64 ? sizeof(uint64_t) : sizeof(uint32_t);
+}
+
+/* A description of that field alone, packed. `ret_packed` is malloc'ed. */
+static enum kvp_status pack_field(const Kvpool__V1__PoolSpec *spec, const ProtobufCFieldDescriptor *field,
+                                  uint8_t **ret_packed, size_t *ret_bytes)
+{
+    Kvpool__V1__PoolSpec alone = KVPOOL__V1__POOL_SPEC__INIT;
+    unsigned char *to = (unsigned char *)&alone;
+    const unsigned char *from = (const unsigned char *)spec;
+    memcpy(to + field->offset, from + field->offset, field_bytes(field));
+    if (field->label == PROTOBUF_C_LABEL_REPEATED)
+        memcpy(to + field->quantifier_offset, from + field->quantifier_offset, sizeof(size_t));
+    *ret_packed = malloc(kvpool__v1__pool_spec__get_packed_size(&alone) + 1);
+    if (*ret_packed == NULL)
+        return KVP_ENOMEM;
+    *ret_bytes = kvpool__v1__pool_spec__pack(&alone, *ret_packed);
+    return KVP_OK;
+}
+
+static enum kvp_status same_field(const Kvpool__V1__PoolSpec *a, const Kvpool__V1__PoolSpec *b,
+                                  const ProtobufCFieldDescriptor *field, bool *ret_same)
+{
+    uint8_t *packed[2] = {NULL, NULL};
+    size_t bytes[2] = {0, 0};
+    enum kvp_status status = pack_field(a, field, &packed[0], &bytes[0]);
+    if (status == KVP_OK)
+        status = pack_field(b, field, &packed[1], &bytes[1]);
+    *ret_same = status == KVP_OK && bytes[0] == bytes[1] && memcmp(packed[0], packed[1], bytes[0]) == 0;
+    free(packed[0]);
+    free(packed[1]);
+    return status;
+}
+
+enum kvp_status core_spec_compare(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored, size_t n,
+                                  char *ret_differing)
+{
+    const ProtobufCMessageDescriptor *fields = &kvpool__v1__pool_spec__descriptor;
     Kvpool__V1__PoolSpec asked = *filled;
+    size_t used = 0;
     if (asked.n_devices == 0 && stored->n_devices == 1) {
         asked.n_devices = 1;
         asked.devices = stored->devices;
     }
-    size_t n = kvpool__v1__pool_spec__get_packed_size(&asked);
-    if (n != kvpool__v1__pool_spec__get_packed_size(stored))
-        return false;
-    uint8_t *packed = malloc(2 * n + 1);
-    if (packed == NULL)
-        return false;
-    kvpool__v1__pool_spec__pack(&asked, packed);
-    kvpool__v1__pool_spec__pack(stored, packed + n);
-    bool same = memcmp(packed, packed + n, n) == 0;
-    free(packed);
-    return same;
+    ret_differing[0] = 0;
+    for (unsigned i = 0; i < fields->n_fields; i++) {
+        bool same;
+        TRY(same_field(&asked, stored, &fields->fields[i], &same));
+        if (!same && used < n)
+            used +=
+                (size_t)snprintf(ret_differing + used, n - used, "%s%s", used > 0 ? ", " : "", fields->fields[i].name);
+    }
+    return KVP_OK;
 }

@@ -362,7 +362,9 @@ enum kvp_status core_name_check(struct kvp_core *core, const char *name);
 enum kvp_status core_spec_layout(struct kvp_core *core, const Kvpool__V1__PoolSpec *spec,
                                  struct kvp_plane_layout **ret_planes, struct kvp_layout_totals *ret_totals,
                                  uint64_t ret_digest[2]);
-bool core_spec_same(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored);
+/* The names of the fields in which two descriptions differ, parted by commas; "": they are the same pool's. KVP_ENOMEM. */
+enum kvp_status core_spec_compare(const Kvpool__V1__PoolSpec *filled, const Kvpool__V1__PoolSpec *stored, size_t n,
+                                  char *ret_differing);
 void core_spec_free(Kvpool__V1__PoolSpec *spec);
 
 /* ---- calls_region.c: regions, as DescribePool lists them --------------------------------------------------------- */

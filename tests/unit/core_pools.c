@@ -79,15 +79,29 @@ START_TEST(a_pool_is_made_described_listed_and_deleted)
 }
 END_TEST
 
-START_TEST(the_same_pool_is_answered_and_another_of_its_name_is_refused)
+static void expect_differs(struct pool_of other, const char *fields)
 {
-    struct pool_of other = small;
-    other.pages = 17;
-    shell_make_pool(shell, grpc, &small);
-    shell_make_pool(shell, grpc, &small);
+    char text[200];
     struct shell_call *call = shell_create_pool(shell, grpc, &other);
+    snprintf(text, sizeof(text), "name: pool \"p\" exists and differs from what is asked in %s", fields);
     ck_assert_int_eq(call->status, KVP_EEXIST);
+    ck_assert_str_eq(shell_error(call), text);
     shell_call_free(shell, call);
+}
+
+START_TEST(the_same_pool_is_answered_and_another_of_its_name_is_refused_with_what_differs)
+{
+    struct pool_of more = small, tenants = small;
+    Kvpool__V1__TenantShare share = KVPOOL__V1__TENANT_SHARE__INIT;
+    share.tenant = 7;
+    tenants.tenants[0] = &share;
+    more.pages = 17;
+    more.layers = 3;
+    more.page_digests = true;
+    shell_make_pool(shell, grpc, &small);
+    shell_make_pool(shell, grpc, &small);
+    expect_differs(more, "pages, planes, max_sequence_tokens, page_digests");
+    expect_differs(tenants, "tenants");
     ck_assert_uint_eq(shell_thing_count(shell, KVP_THING_SLAB), 1);
 }
 END_TEST
@@ -360,7 +374,7 @@ int main(void)
     TCase *t = tcase_create("pools and sessions");
     tcase_add_checked_fixture(t, begin, end);
     tcase_add_test(t, a_pool_is_made_described_listed_and_deleted);
-    tcase_add_test(t, the_same_pool_is_answered_and_another_of_its_name_is_refused);
+    tcase_add_test(t, the_same_pool_is_answered_and_another_of_its_name_is_refused_with_what_differs);
     tcase_add_test(t, a_pool_that_can_not_be_is_refused_with_the_value_and_the_limit);
     tcase_add_test(t, a_pool_that_fails_half_made_leaves_nothing);
     tcase_add_test(t, a_caller_that_goes_at_any_moment_leaves_no_half_made_pool);
