@@ -42,7 +42,7 @@ static void call_and_fail(void)
     Kvpool__V1__Error *error;
 
     rpc_client_open(&client, door.target, NULL);
-    rpc_client_call(&client, "/kvpool.v1.KvPool/DescribePool", "", 0, 10000, NULL, &answer);
+    rpc_client_call(&client, "/kvpool.v1.KvPool/DescribePool", "", 0, CALL_MS, NULL, &answer);
     ck_assert_int_eq(answer.code, GRPC_STATUS_NOT_FOUND);
     ck_assert_str_eq(answer.text, "KVP_ENOENT: no pool \"kv?\" \xc3\xa4\n");
     error = kvpool__v1__error__unpack(NULL, answer.error_bytes, answer.error);
@@ -102,7 +102,7 @@ static void call_compressed(void)
     struct rpc_answer answer;
 
     rpc_client_open(&client, door.target, NULL);
-    rpc_client_call(&client, "/kvpool.v1.KvPool/GetSeqLens", zeroes, sizeof(zeroes), 10000, "gzip", &answer);
+    rpc_client_call(&client, "/kvpool.v1.KvPool/GetSeqLens", zeroes, sizeof(zeroes), CALL_MS, "gzip", &answer);
     ck_assert_msg(answer.code == GRPC_STATUS_UNIMPLEMENTED, "%d: %s", answer.code, answer.text);
     lengths_are_answered(&client);
     rpc_client_close(&client);
@@ -124,7 +124,7 @@ static void call_large(void)
     struct rpc_answer answer;
 
     rpc_client_open(&client, door.target, NULL);
-    rpc_client_call(&client, "/kvpool.v1.KvPool/GetSeqLens", zeroes, sizeof(zeroes), 10000, NULL, &answer);
+    rpc_client_call(&client, "/kvpool.v1.KvPool/GetSeqLens", zeroes, sizeof(zeroes), CALL_MS, NULL, &answer);
     ck_assert_msg(answer.code == GRPC_STATUS_RESOURCE_EXHAUSTED, "%d: %s", answer.code, answer.text);
     lengths_are_answered(&client);
     rpc_client_close(&client);
@@ -168,14 +168,18 @@ START_TEST(requests_over_what_the_door_may_hold_are_refused)
 }
 END_TEST
 
+/* A deadline can pass before the core has seen the call: the next one is longer. */
 static void call_and_wait(void)
 {
     struct rpc_client client;
     struct rpc_answer answer;
 
     rpc_client_open(&client, door.target, NULL);
-    rpc_client_call(&client, "/kvpool.v1.KvPool/Append", "", 0, 200, NULL, &answer);
-    ck_assert_int_eq(answer.code, GRPC_STATUS_DEADLINE_EXCEEDED);
+    lengths_are_answered(&client); /* connected */
+    for (unsigned deadline_ms = 200; core.kept == 0; deadline_ms *= 2) {
+        rpc_client_call(&client, "/kvpool.v1.KvPool/Append", "", 0, deadline_ms, NULL, &answer);
+        ck_assert_int_eq(answer.code, GRPC_STATUS_DEADLINE_EXCEEDED);
+    }
     until(&core.gone, 1);
     lengths_are_answered(&client);
     rpc_client_close(&client);
@@ -185,8 +189,8 @@ START_TEST(a_call_past_its_callers_deadline_is_withdrawn_from_the_core)
 {
     open_folder();
     serve(call_and_wait);
-    ck_assert_uint_eq(core.kept, 1);
-    ck_assert_uint_eq(core.gone, 1);
+    ck_assert_uint_ge(core.kept, 1);
+    ck_assert_uint_eq(core.gone, core.kept);
     close_folder();
 }
 END_TEST
@@ -256,7 +260,7 @@ static void *call_in_the_crowd(void *arg)
             rpc_client_call(&client, "/kvpool.v1.KvPool/Append", "", 0, 1 + i % 7, NULL, &answer);
             ck_assert_int_eq(answer.code, GRPC_STATUS_DEADLINE_EXCEEDED);
         } else {
-            rpc_client_call(&client, "/kvpool.v1.KvPool/GetSeqLens", bytes, n, 20000, NULL, &answer);
+            rpc_client_call(&client, "/kvpool.v1.KvPool/GetSeqLens", bytes, n, CALL_MS, NULL, &answer);
             ck_assert_int_eq(answer.code, GRPC_STATUS_OK);
         }
         free(answer.reply);
@@ -292,7 +296,7 @@ static void ask_health(void)
     struct rpc_answer answer;
 
     rpc_client_open(&client, door.target, NULL);
-    rpc_client_call(&client, "/grpc.health.v1.Health/Check", ours, sizeof(ours) - 1, 10000, NULL, &answer);
+    rpc_client_call(&client, "/grpc.health.v1.Health/Check", ours, sizeof(ours) - 1, CALL_MS, NULL, &answer);
     ck_assert_int_eq(answer.code, GRPC_STATUS_OK);
     ck_assert_uint_eq(answer.reply_bytes, 2);
     ck_assert_int_eq(memcmp(answer.reply, "\x08\x01", 2), 0);

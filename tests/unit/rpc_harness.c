@@ -108,7 +108,7 @@ static void on_stopped(void *arg)
 static void on_look(uv_timer_t *timer)
 {
     door.stats = kvp_rpc_stats(core.rpc);
-    if (!door.at_once && (door.stats.calls > 0 || door.stats.connections > 0) && ++door.looks < 5000)
+    if (!door.at_once && (door.stats.calls > 0 || door.stats.connections > 0) && ++door.looks < 60000)
         return;
     uv_timer_stop(timer);
     kvp_rpc_stop(core.rpc, on_stopped, NULL);
@@ -168,7 +168,7 @@ void lengths_are_answered(struct rpc_client *client)
     Kvpool__V1__GetSeqLensReply *reply;
     struct rpc_answer answer;
 
-    rpc_client_call(client, "/kvpool.v1.KvPool/GetSeqLens", bytes, pack_lengths(3, bytes), 10000, NULL, &answer);
+    rpc_client_call(client, "/kvpool.v1.KvPool/GetSeqLens", bytes, pack_lengths(3, bytes), CALL_MS, NULL, &answer);
     ck_assert_msg(answer.code == GRPC_STATUS_OK, "%d: %s", answer.code, answer.text);
     reply = kvpool__v1__get_seq_lens_reply__unpack(NULL, answer.reply_bytes, answer.reply);
     ck_assert_ptr_nonnull(reply);
@@ -184,7 +184,7 @@ void call_fails(struct rpc_client *client, const char *path, const void *bytes, 
     struct rpc_answer answer;
     Kvpool__V1__Error *error;
 
-    rpc_client_call(client, path, bytes, n, 10000, encoding, &answer);
+    rpc_client_call(client, path, bytes, n, CALL_MS, encoding, &answer);
     ck_assert_msg(answer.code == code, "%d: %s", answer.code, answer.text);
     ck_assert_msg(strstr(answer.text, text) != NULL, "%s", answer.text);
     ck_assert_ptr_null(answer.reply);
@@ -200,7 +200,7 @@ void until(_Atomic unsigned *count, unsigned n)
     struct timespec pause = {.tv_nsec = 1000000};
 
     for (unsigned i = 0; *count < n; i++) {
-        ck_assert_msg(i < 20000, "%u of %u", *count, n);
+        ck_assert_msg(i < 60000, "%u of %u", *count, n);
         nanosleep(&pause, NULL);
     }
 }

@@ -13,6 +13,8 @@
 #include <check.h>
 #include <stdatomic.h>
 
+#define CALL_MS 60000 /* the deadline of a call that must be answered */
+
 /* The core: GetSeqLens answers with the handles, DescribePool fails, Append is kept and never answered. */
 struct fake_core {
     struct kvp_rpc *rpc;
