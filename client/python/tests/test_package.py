@@ -16,13 +16,16 @@ FOLDER = pathlib.Path(__file__).resolve().parents[1]
 
 
 class Import(unittest.TestCase):
-    def test_importing_takes_at_most_50_ms_of_processor_time(self) -> None:
-        source = "import time; t = time.process_time(); import kvpool; print(time.process_time() - t)"
+    def test_importing_takes_no_more_processor_time_than_asyncio_does(self) -> None:
+        source = "import time; t = time.process_time(); import {}; print(time.process_time() - t)"
+        times: dict[str, list[float]] = {"kvpool": [], "asyncio": []}
         with tempfile.TemporaryDirectory() as folder:  # bytecode is written once, as an installer does
             environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
             environment.pop("PYTHONDONTWRITEBYTECODE", None)
-            times = [float(run(source, env=environment).stdout) for _ in range(6)]
-        self.assertLessEqual(min(times), 0.05)
+            for _ in range(6):
+                for module, taken in times.items():
+                    taken.append(float(run(source.format(module), env=environment).stdout))
+        self.assertLessEqual(min(times["kvpool"]), min(times["asyncio"]), times)
 
     def test_importing_loads_neither_numpy_nor_torch_nor_the_library(self) -> None:
         source = ("import sys, kvpool; from kvpool import _abi; "
