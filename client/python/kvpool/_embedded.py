@@ -24,9 +24,8 @@ END_S = 20
 SOCKET_BYTES_MAX = 90
 
 _SCRIPT = """
-"$1" --runtime-dir "$2" --backend "$3" </dev/null >"$2/log" 2>&1 &
+/bin/sh -c 'echo "$$" >"$0/pid"; exec "$@"' "$2" "$1" --runtime-dir "$2" --backend "$3" </dev/null >"$2/log" 2>&1 &
 daemon=$!
-echo "$daemon" >"$2/pid"
 read -r _
 kill -TERM "$daemon" 2>/dev/null
 wait "$daemon"
