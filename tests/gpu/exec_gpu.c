@@ -26,10 +26,7 @@ uint64_t seed;
 
 static void setup(void)
 {
-    const char *given = getenv("KVPOOL_TEST_SEED");
-
-    seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)getpid();
-    printf("seed %llu\n", (unsigned long long)seed);
+    seed = exec_seed();
     exec_peer_start(&peer, "cuda");
     ck_assert_int_eq(exec_peer_hello(&peer, "cuda"), KVP_OK);
 }

@@ -27,10 +27,7 @@ static uint64_t seed;
 
 static void setup(void)
 {
-    const char *given = getenv("KVPOOL_TEST_SEED");
-
-    seed = given != NULL ? strtoull(given, NULL, 0) : (uint64_t)getpid();
-    printf("seed %llu\n", (unsigned long long)seed);
+    seed = exec_seed();
     exec_peer_start(&peer, "host");
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import random
 import select
 import shutil
 import signal
@@ -17,6 +18,10 @@ import tempfile
 import unittest
 
 import kvpool
+
+# Of random tests: $KVPOOL_TEST_SEED, or 1, or in long runs ($KVPOOL_TEST_LONG) any.
+SEED = int(os.environ.get("KVPOOL_TEST_SEED", "0")) or (
+    random.SystemRandom().randrange(1, 1 << 32) if os.environ.get("KVPOOL_TEST_LONG") else 1)
 
 HAS_NUMPY = importlib.util.find_spec("numpy") is not None
 HAS_TORCH = importlib.util.find_spec("torch") is not None and not os.environ.get("KVPOOL_TEST_NO_TORCH")
@@ -101,4 +106,4 @@ class Kept:
 def run(source: str, *arguments: str, **more) -> subprocess.CompletedProcess:
     """Another Python process with the same environment."""
     command = [sys.executable, "-c", source, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **more)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **more)

@@ -1,15 +1,12 @@
 """PagedKVCacheManager, on its own and on a pool, beside a dictionary of lists."""
 from __future__ import annotations
 
-import os
 import random
 import unittest
 
-from support import PoolTest, needs_numpy, needs_torch
+from support import SEED, PoolTest, needs_numpy, needs_torch
 
 import kvpool
-
-SEED = int(os.environ.get("KVPOOL_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 
 @needs_numpy

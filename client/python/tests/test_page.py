@@ -3,17 +3,14 @@ GPU."""
 from __future__ import annotations
 
 import os
-import random
 import unittest
 
-from support import HAS_NUMPY, HAS_TORCH, needs_numpy, run
+from support import HAS_NUMPY, HAS_TORCH, SEED, needs_numpy, run
 
 import kvpool
 
 if HAS_NUMPY:
     import numpy
-
-SEED = int(os.environ.get("KVPOOL_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 
 class Forms:

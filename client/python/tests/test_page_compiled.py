@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import tempfile
 import unittest
 import warnings
 from typing import Any, NamedTuple
 from unittest import mock
 
-from support import HAS_NUMPY, HAS_TORCH, PoolTest, needs_torch
+from support import HAS_NUMPY, HAS_TORCH, SEED, PoolTest, needs_torch
 
 import kvpool
 
 if HAS_TORCH and HAS_NUMPY:
     import torch
 
-SEED = int(os.environ.get("KVPOOL_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 PAGES, PAGE, HEADS, DIM = 16, 4, 2, 8
 HALF = DIM // 2
 CACHE = (PAGES, PAGE, HEADS, DIM)

@@ -11,11 +11,9 @@ import threading
 import time
 import unittest
 
-from support import PoolTest, needs_numpy, run
+from support import SEED, PoolTest, needs_numpy, run
 
 import kvpool
-
-SEED = int(os.environ.get("KVPOOL_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 
 class Room(PoolTest):
