@@ -187,6 +187,7 @@ static void make_state(void)
     uint64_t seqs[8];
     char token[33];
     int socket, pidfd;
+    pid_t daemon;
 
     test_keeper_start(&keeper, NULL);
     socket = test_connect(&keeper);
@@ -202,8 +203,9 @@ static void make_state(void)
     close_sequence(socket, token, seqs[4]);
     close_sequence(socket, (char *)(uintptr_t)"", seqs[3]);
     kill(keeper.pid, SIGSTOP);
-    pidfd = test_pidfd((uint32_t)test_keeper_child(&keeper));
-    kill(test_keeper_child(&keeper), SIGKILL);
+    daemon = test_keeper_child(&keeper);
+    pidfd = test_pidfd((uint32_t)daemon);
+    kill(daemon, SIGKILL);
     test_wait_for_end(pidfd);
     take_images(keeper.pid);
     kill(keeper.pid, SIGCONT);
@@ -582,7 +584,7 @@ int main(int argc, char **argv)
         if (strcmp(argv[i], "--seed") == 0)
             seed = strtoull(argv[i + 1], NULL, 10);
     }
-    tcase_set_timeout(tests, 60 + mutations / 2);
+    tcase_set_timeout(tests, 300 + 3 * mutations);
     tcase_add_unchecked_fixture(tests, make_state, NULL);
     tcase_add_test(tests, what_was_kept_whole_is_served);
     tcase_add_test(tests, a_pool_without_its_memory_is_lost_and_said_to_be);
