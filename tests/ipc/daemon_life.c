@@ -49,15 +49,13 @@ END_TEST
 
 START_TEST(a_connected_client_does_not_hold_its_end_up)
 {
-    uint64_t start;
+    static const char *const arguments[] = {"--set", "daemon.stop_ms=600000", NULL}; /* longer than is waited for it */
     int socket;
 
-    test_daemon_start(&server, NULL, NULL);
+    test_daemon_start(&server, NULL, arguments);
     socket = test_connect(&server);
     kvpool__v1__get_stats_reply__free_unpacked(test_stats(socket), NULL);
-    start = test_now_ms();
     ck_assert_int_eq(test_daemon_stop(&server), 0);
-    ck_assert_uint_lt(test_now_ms() - start, 3000); /* daemon.stop_ms is 5 000 */
     ck_assert(test_hung_up(socket));
     close(socket);
 }
