@@ -19,6 +19,7 @@ from naive_pool import Fresh, Pool, Refusal, Seq
 
 PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
 SESSIONS = 4
+LEASE_MS = 3600 * 1000  # a session that is not called for a while lives on
 DTYPE_BYTES = {pb.DTYPE_F32: 4, pb.DTYPE_F16: 2, pb.DTYPE_BF16: 2, pb.DTYPE_FP8_E4M3: 1, pb.DTYPE_FP8_E5M2: 1,
                pb.DTYPE_U8: 1}
 K, V, CKV, KPE = pb.COMPONENT_K, pb.COMPONENT_V, pb.COMPONENT_CKV, pb.COMPONENT_KPE
@@ -228,8 +229,8 @@ class World:
     # ---- all of it
 
     def open_session(self):
-        reply = self.attempt("OpenSession", self.stub.request("OpenSession", lease_ms=60000, name="foreign"))
-        self.same("lease", reply.lease_ms, 60000)
+        reply = self.attempt("OpenSession", self.stub.request("OpenSession", lease_ms=LEASE_MS, name="foreign"))
+        self.same("lease", reply.lease_ms, LEASE_MS)
         self.sessions.append(Session(reply))
 
     def end_session(self, session):
@@ -241,7 +242,7 @@ class World:
             self.hold(self.stub.repeated > repeated and "KVP_ESESSION" in str(failure), str(failure))
         self.sessions.remove(session)
         self.ended.append(session)
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while session.id in [s.session_id for s in self.stub.call("GetStats").sessions]:
             self.hold(time.monotonic() < limit, f"session {session.id} does not end")
         for pool in self.pools:
