@@ -25,6 +25,10 @@ need_packages "${packages_build[@]}" "${packages_test[@]}" ${clang:+"${packages_
 
 # Sockets, runtime folders and logs of the tests go into a folder of this run's own, which must be empty at the end.
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/kvpool-test.XXXXXX")
+if [ ${#scratch} -gt 40 ]; then # a socket's path is short: a long $TMPDIR is passed over
+    rmdir "$scratch"
+    scratch=$(mktemp -d /tmp/kvpool-test.XXXXXX)
+fi
 chmod 711 "$scratch" # the tests' second user goes through it
 export TMPDIR=$scratch
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
@@ -47,17 +51,17 @@ failed=0
 for preset in "${presets[@]}"; do
     echo "== tests of $preset"
     # three on two cores: most of them wait for other processes half of their time
-    ctest --test-dir "build/$preset" --output-on-failure --timeout 300 -j 3 || failed=1
+    ctest --test-dir "build/$preset" --output-on-failure --timeout 900 -j 3 || failed=1
 done
 
-left=$(find "$scratch" -mindepth 1 | head -5)
+left=$(find "$scratch" -mindepth 1 | sed -n 1,5p) # to the end: head would leave find with a broken pipe
 if [ -n "$left" ]; then
     printf 'left behind by the tests:\n%s\n' "$left"
     failed=1
 fi
-# An executor whose daemon a test killed ends by itself, at the end-of-file of its socket: it gets some seconds for that.
+# An executor whose daemon a test killed ends by itself, at the end-of-file of its socket: it gets a minute for that.
 ours="$PWD/build/.*/(bin|tests)/"
-for _ in $(seq 50); do
+for _ in $(seq 300); do
     pgrep -f "$ours" >/dev/null || break
     sleep 0.2
 done

@@ -14,7 +14,7 @@ from daemon import Daemon
 SMALL = ["--pages", "8", "--layers", "1", "--kv-heads", "1", "--head-dim", "8"]
 KEYS = {"requests", "tokens", "hit_tokens", "peak_pages", "append_bytes_per_s", "advance_p50_us", "advance_p99_us",
         "corrupt_bytes", "leaked_pages"}
-WAIT_S = 60
+WAIT_S = 120
 
 
 def children(pid):

@@ -9,7 +9,7 @@ import unittest
 
 from daemon import Daemon
 
-PROGRAM_S = 120
+PROGRAM_S = 300
 
 
 class Case(unittest.TestCase):

@@ -13,10 +13,11 @@
 
 static void begin(void)
 {
+    struct kvp_connect_options options = {.reconnect_ms = TEST_WAIT_MS};
     struct kvp_pool_spec spec = house_spec();
 
     test_keeper_start(&daemon_, NULL);
-    ck_ok(kvp_connect(daemon_.socket, NULL, &client));
+    ck_ok(kvp_connect(daemon_.socket, &options, &client));
     spec.page_digests = true;
     ck_ok(kvp_pool_create(client, &spec, NULL));
     ck_ok(kvp_attach(client, "p", NULL, &pool));

@@ -18,8 +18,8 @@ import subprocess
 import tempfile
 import threading
 
-START_S = 30
-STOP_S = 30
+START_S = 60
+STOP_S = 60
 
 
 class Daemon:

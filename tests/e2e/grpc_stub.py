@@ -17,7 +17,7 @@ import time
 import grpc
 
 PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto"
-CALL_S = 30
+CALL_S = 60
 
 
 def make_messages():

@@ -67,9 +67,9 @@ fail() {
     exit 1
 }
 inside() { nsenter -t "$(pgrep -P "$init" | head -1)" -m -p -C "$@"; }
-# until WHAT COMMAND…: for up to 10 s; systemd has no event that a shell could wait for.
+# until_true WHAT COMMAND…: for up to 60 s; systemd has no event that a shell could wait for.
 until_true() {
-    local what=$1 end=$((SECONDS + 10))
+    local what=$1 end=$((SECONDS + 60))
     shift
     until "$@" >/dev/null 2>&1; do
         [ $SECONDS -lt $end ] || fail "$what"

@@ -245,7 +245,7 @@ static bool append_tokens(struct cache_work *w, struct open_seq *own, uint32_t t
     if (status == KVP_ENOPAGES)
         return false;
     if (status == KVP_OK)
-        status = kvp_timeline_wait(w->pool, done, 20000);
+        status = kvp_timeline_wait(w->pool, done, 60000);
     if (status != KVP_OK) {
         if (status != KVP_EDEVICE)
             broke(w, "appending on request");
@@ -373,7 +373,7 @@ static void tend(struct cache_work *w)
 
 static bool attach(struct cache_work *w)
 {
-    struct kvp_connect_options options = {.connect_ms = 10000, .reconnect_ms = 20000, .call_ms = 30000};
+    struct kvp_connect_options options = {.connect_ms = 60000, .reconnect_ms = 60000, .call_ms = 60000};
 
     return kvp_connect(w->job->endpoint, &options, &w->client) == KVP_OK &&
            kvp_attach(w->client, CACHE_POOL, NULL, &w->pool) == KVP_OK &&

@@ -224,7 +224,7 @@ static void await_work(struct trial *t)
 {
     unsigned long long before = atomic_load(&t->shared->opens);
     struct timespec pause = {.tv_nsec = 500000};
-    double until = now_ms() + 30000;
+    double until = now_ms() + 60000;
 
     while (atomic_load(&t->shared->opens) == before && atomic_load(&t->shared->failed) == 0) {
         if (now_ms() > until)
@@ -235,7 +235,7 @@ static void await_work(struct trial *t)
 
 static void kill_all(struct trial *t)
 {
-    double until = now_ms() + 120000 + 200.0 * t->kills;
+    double until = now_ms() + 120000 + 3000.0 * t->kills;
 
     while (t->done < t->kills && atomic_load(&t->shared->failed) == 0) {
         struct timespec pause = {.tv_nsec = (long)(2000000 + cache_random(&t->random) % 20000000)};
@@ -270,7 +270,7 @@ static void await_workers(struct trial *t)
 static long leaked_pages(struct trial *t, struct kvp_cache_info *ret_cache)
 {
     struct timespec pause = {.tv_nsec = 5000000};
-    double until = now_ms() + 15000;
+    double until = now_ms() + 60000;
     long leaked;
 
     do {
@@ -388,7 +388,7 @@ static void prepare(struct trial *t)
 int main(int argc, char **argv)
 {
     struct trial *t = &trial;
-    struct kvp_connect_options options = {.connect_ms = 10000, .reconnect_ms = 20000, .call_ms = 30000};
+    struct kvp_connect_options options = {.connect_ms = 20000, .reconnect_ms = 60000, .call_ms = 60000};
     struct kvp_cache_info cache;
     unsigned long long jobs;
     uint32_t violations = 0;

@@ -229,7 +229,7 @@ static void kill_once(struct trial *t)
             return;
     } else {
         atomic_store(t->word, point);
-        for (until = began + 5000; atomic_load(t->word) != 0;) {
+        for (until = began + 60000; atomic_load(t->word) != 0;) {
             if (now_ms() > until)
                 fail("the daemon did not pass the kill point");
             pause.tv_nsec = 50000;
@@ -348,7 +348,7 @@ static void judge(struct trial *t)
 static void compare_pages(struct trial *t)
 {
     struct kvp_page_audit *audit;
-    double until = now_ms() + 20000;
+    double until = now_ms() + 60000;
     uint64_t missing;
 
     do {
@@ -374,7 +374,7 @@ static int by_value(const void *a, const void *b)
 static long leaked_pages(struct trial *t)
 {
     struct timespec pause = {.tv_nsec = 5000000};
-    double until = now_ms() + 10000;
+    double until = now_ms() + 60000;
     long leaked;
 
     do {
@@ -444,7 +444,7 @@ static void parse(struct trial *t, int argc, char **argv)
 int main(int argc, char **argv)
 {
     struct trial *t = &trial;
-    struct kvp_connect_options options = {.connect_ms = 10000, .reconnect_ms = 20000, .call_ms = 30000};
+    struct kvp_connect_options options = {.connect_ms = 20000, .reconnect_ms = 60000, .call_ms = 60000};
     const char *temp = getenv("TMPDIR");
     uint32_t violations = 0;
     int status, result;

@@ -128,7 +128,7 @@ static bool session_is_there(struct trial *t, uint64_t session_id)
 static void wait_ready(struct trial *t, unsigned i)
 {
     struct timespec pause = {.tv_nsec = 500000};
-    double until = now_ms() + 30000;
+    double until = now_ms() + 60000;
 
     while (atomic_load(&t->shared->workers[i].ready) == 0) {
         if (now_ms() > until)
@@ -158,7 +158,7 @@ static void kill_once(struct trial *t)
         t->workers[i] = 0;
         pause.tv_nsec = 200000;
         while (session_is_there(t, session)) {
-            if (now_ms() > began + 20000)
+            if (now_ms() > began + 60000)
                 fail("a dead session stays");
             nanosleep(&pause, NULL);
         }
@@ -186,7 +186,7 @@ static void stop_workers(struct trial *t)
 static long free_pages(struct trial *t)
 {
     struct timespec pause = {.tv_nsec = 5000000};
-    double until = now_ms() + 10000;
+    double until = now_ms() + 60000;
     struct kvp_pool_info *info;
     long pages;
 
@@ -274,7 +274,7 @@ static void parse(struct trial *t, int argc, char **argv)
 int main(int argc, char **argv)
 {
     struct trial *t = &trial;
-    struct kvp_connect_options options = {.connect_ms = 10000};
+    struct kvp_connect_options options = {.connect_ms = 20000};
     const char *temp = getenv("TMPDIR");
     uint32_t violations = 0;
     long free_now, taken;

@@ -256,7 +256,7 @@ static void do_append(struct worker *w, struct own *own)
     log_before(w, "append", own, own->written + n);
     status = kvp_append_on_request(w->pool, &request, &done, NULL);
     if (status == KVP_OK)
-        status = kvp_timeline_wait(w->pool, done, 20000);
+        status = kvp_timeline_wait(w->pool, done, 60000);
     if (status == KVP_OK) {
         own->written += n;
         own->reserved = own->written > own->reserved ? own->written : own->reserved;
@@ -423,7 +423,7 @@ static uint64_t sockets_sum(void)
 
 static bool attach(struct worker *w)
 {
-    struct kvp_connect_options options = {.connect_ms = 10000, .reconnect_ms = 20000, .call_ms = 30000};
+    struct kvp_connect_options options = {.connect_ms = 60000, .reconnect_ms = 60000, .call_ms = 60000};
     struct kvp_session_info info;
 
     if (kvp_connect(w->job->endpoint, &options, &w->client) != KVP_OK ||
