@@ -77,6 +77,20 @@ class Demo(cli_house.Case):
         self.assertEqual(result["tokens"] + result["hit_tokens"],
                          sum(line["input_length"] + line["output_length"] for line in lines))
 
+    def test_prompts_with_a_common_beginning_find_it_though_all_are_asked_at_once(self):
+        """6 requests of each worker: all but its first find what it wrote, 3 blocks of 64 tokens. Without, none does."""
+        trace = self.daemon.folder / "trace.jsonl"
+        for shared in (True, False):
+            lines = [{"timestamp": 0, "input_length": 256, "output_length": 4,
+                      "hash_ids": [0 if shared else 10 * i, 1 if shared else 10 * i + 1, 2 if shared else 10 * i + 2,
+                                   10 * i + 3]} for i in range(12)]
+            trace.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            result = self.json_of("demo", "--seconds", "60", "--trace", str(trace))
+            self.assertEqual((result["requests"], result["corrupt_bytes"]), (12, 0))
+            self.assertLessEqual(10 * 192 if shared else 0, result["hit_tokens"])
+            self.assertLessEqual(result["hit_tokens"], 11 * 192 if shared else 0)
+            self.assertEqual(result["tokens"] + result["hit_tokens"], 12 * 260)
+
     def test_a_wrong_trace_is_refused_with_its_line(self):
         trace = self.daemon.folder / "wrong.jsonl"
         good = '{"timestamp": 0, "input_length": 100, "output_length": 5, "hash_ids": [0, 1]}\n'
