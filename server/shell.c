@@ -622,15 +622,22 @@ static void ready(struct kvp_shell *shell)
         kvp_log(LOG_INFO, "gRPC over TCP: %s, port %u", shell->config->grpc.listen, kvp_rpc_tcp_port(shell->rpc));
 }
 
-/* Every session holds fds: as many as the system allows. */
-static void raise_fd_limit(void)
+/* Every session holds fds: as many as the system allows. KVP_ELIMIT: these are too few for the doors themselves. */
+static enum kvp_status raise_fd_limit(struct kvp_shell *shell)
 {
     struct rlimit limit;
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return KVP_OK;
+    if (limit.rlim_cur < limit.rlim_max) {
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_NOFILE, &limit);
     }
+    if (limit.rlim_cur >= KVP_RPC_FDS_MIN)
+        return KVP_OK;
+    COMPLAIN(shell, "%llu file descriptors are allowed (LimitNOFILE=, ulimit -n): the least is %u",
+             (unsigned long long)limit.rlim_cur, KVP_RPC_FDS_MIN);
+    return KVP_ELIMIT;
 }
 
 enum kvp_status kvp_shell_open(const struct kvp_config *config, bool discard_state, struct kvp_shell **ret_shell)
@@ -643,14 +650,15 @@ enum kvp_status kvp_shell_open(const struct kvp_config *config, bool discard_sta
     shell->config = config;
     shell->place = (struct kvp_place){.lock = -1, .session = -1, .grpc = -1};
     shell->block.fd = -1;
-    raise_fd_limit();
     signal(SIGPIPE, SIG_IGN);
     if (uv_loop_init(&shell->loop) != 0) {
         free(shell);
         return KVP_ENOMEM;
     }
     open_handles(shell);
-    status = kvp_inherit(&shell->inherited);
+    status = raise_fd_limit(shell);
+    if (status == KVP_OK)
+        status = kvp_inherit(&shell->inherited);
     if (status == KVP_OK)
         status = choose_backend(shell);
     if (status == KVP_OK)

@@ -25,7 +25,7 @@ enum kvp_status kvp_rpc_peers_init(struct kvp_rpc_peers *peers)
     struct rlimit limit;
     rlim_t numbers;
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < 64)
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur < KVP_RPC_FDS_MIN)
         return KVP_ENOMEM;
     numbers = limit.rlim_cur;
     peers->first = numbers / 2 > NUMBERS_FIRST_MAX ? NUMBERS_FIRST_MAX : (unsigned)(numbers / 2);

@@ -20,6 +20,8 @@
 #include <stdint.h>
 #include <uv.h>
 
+#define KVP_RPC_FDS_MIN 64u /* RLIMIT_NOFILE, for gRPC's own and a few connections */
+
 struct kvp_rpc;
 
 struct kvp_rpc_config {

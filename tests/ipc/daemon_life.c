@@ -265,6 +265,22 @@ START_TEST(why_it_does_not_start_is_said_once_and_not_as_something_else)
 }
 END_TEST
 
+START_TEST(with_too_few_file_descriptors_it_says_how_many_there_must_be)
+{
+    struct rlimit few = {.rlim_cur = 20, .rlim_max = 20};
+    char dir[200], log[4096];
+
+    test_folder(dir);
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+    test_daemon_spawn(&server, dir, NULL, NULL, -1);
+    read_log_to_the_end(log, sizeof(log));
+    ck_assert_msg(strstr(log, "20 file descriptors are allowed (LimitNOFILE=, ulimit -n): the least is 64\n") != NULL,
+                  "%s", log);
+    ck_assert_int_eq(test_daemon_wait(&server), 1);
+    ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
 START_TEST(a_socket_that_systemd_passed_is_used_and_left_alone)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -461,6 +477,7 @@ int main(void)
     tcase_add_test(tests, connections_over_the_limit_are_turned_away_with_the_reason);
     tcase_add_loop_test(tests, without_file_descriptors_connections_are_turned_away_with_the_reason_and_few_lines, 0, 2);
     tcase_add_test(tests, why_it_does_not_start_is_said_once_and_not_as_something_else);
+    tcase_add_test(tests, with_too_few_file_descriptors_it_says_how_many_there_must_be);
     tcase_add_test(tests, a_socket_that_systemd_passed_is_used_and_left_alone);
     suite_add_tcase(suite, tests);
     tcase_set_timeout(managed, 60);
