@@ -137,28 +137,6 @@ bool demo_more_requests(struct worker *w)
     return w->next < w->trace.n && !demo_stopped(w);
 }
 
-/* The daemon looks at the words of a sequence when it is asked something about it. */
-static enum kvp_status show_prompts(struct worker *w)
-{
-    struct job *jobs[DEMO_ACTIVE_MAX];
-    struct kvp_seq seqs[DEMO_ACTIVE_MAX];
-    uint32_t lengths[DEMO_ACTIVE_MAX], n = 0;
-    enum kvp_status status;
-
-    for (unsigned i = 0; i < JOBS_MAX && n < DEMO_ACTIVE_MAX; i++) {
-        if (w->jobs[i].state != JOB_DECODE || w->jobs[i].seen)
-            continue;
-        jobs[n] = &w->jobs[i];
-        seqs[n++] = w->jobs[i].seq;
-    }
-    if (n == 0)
-        return KVP_OK;
-    status = kvp_get_seq_lens(w->pool, n, seqs, lengths);
-    for (uint32_t i = 0; i < n && status == KVP_OK; i++)
-        jobs[i]->seen = lengths[i] >= w->trace.requests[jobs[i]->request].input_length;
-    return status;
-}
-
 /* Of prompts one at a time, so that each finds in the cache what those before it wrote. */
 static enum kvp_status admit(struct worker *w)
 {
@@ -177,9 +155,7 @@ static enum kvp_status admit(struct worker *w)
         if (job == NULL || pages_in_use(w) + pages > w->board->quota_pages)
             return KVP_OK;
         *job = (struct job){.request = w->next, .total = total, .pages = pages};
-        status = show_prompts(w);
-        if (status == KVP_OK)
-            status = open_job(w, job);
+        status = open_job(w, job);
         if (status != KVP_OK)
             return status;
         w->next++;

@@ -28,7 +28,6 @@ struct job {
     size_t request;
     uint32_t from;              /* tokens that were cached */
     uint32_t named;             /* pages that have their keys */
-    bool seen;                  /* the daemon knows that the prompt is written: others find it */
     uint32_t written, reserved; /* tokens */
     uint32_t total;             /* tokens when it is done */
     uint32_t pages;             /* that it can come to have */

@@ -257,9 +257,11 @@ static void serve_pool(struct kvp_core *core, struct pool_state *pool)
     core_publish_all(core, pool);
     for (uint32_t slot = 0; slot < pool->spec->max_sequences; slot++) {
         struct kvp_seq_view seq;
-        if (kvp_seq_at(core->ledger, pool->id, slot, &seq) == KVP_OK && seq.state == KVP_SEQ_OPEN &&
-            seq.pending_tokens != 0)
+        if (kvp_seq_at(core->ledger, pool->id, slot, &seq) != KVP_OK || seq.state != KVP_SEQ_OPEN)
+            continue;
+        if (seq.pending_tokens != 0)
             core_pending_add(core, pool, slot);
+        core_named_add(pool, &seq);
     }
     core_pins_adopt(core, pool);
     pool->reclaim_due = true;

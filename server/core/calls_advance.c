@@ -91,8 +91,10 @@ enum kvp_status call_open_sequences(struct kvp_core *core, struct turn *turn)
     uint32_t *cached = core_alloc(core, n, sizeof(*cached));
     if (views == NULL || cached == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the call");
-    if (blocks.n != 0)
+    if (blocks.n != 0) {
         TRY(core_reclaimed(core, turn, pool));
+        TRY(core_see_named(core, pool));
+    }
     kvp_txn_begin(core->ledger);
     enum kvp_status status = open_all(core, turn, pool, request, &blocks, views, cached);
     if (status != KVP_OK) {
@@ -235,7 +237,10 @@ static enum kvp_status advance_all(struct kvp_core *core, struct turn *turn, str
         pool->reclaim_due = true;
         core_due(core, core->now_ms);
     }
-    return core_publish_views(core, pool, views, n);
+    TRY(core_publish_views(core, pool, views, n));
+    for (size_t i = 0; i < n && blocks.n != 0; i++)
+        core_named_add(pool, &views[i]);
+    return KVP_OK;
 }
 
 enum kvp_status call_advance(struct kvp_core *core, struct turn *turn)

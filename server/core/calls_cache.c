@@ -35,6 +35,7 @@ enum kvp_status call_match(struct kvp_core *core, struct turn *turn)
     TRY(need_blocks(core, request->blocks));
     size_t n = request->blocks->n_counts;
     TRY(core_blocks(core, pool, tenant, request->blocks, n, NULL, &blocks));
+    TRY(core_see_named(core, pool));
     reply.cached = core_alloc(core, n, sizeof(*reply.cached));
     if (request->with_pages)
         reply.pages = core_alloc(core, blocks.at[n] + 1, sizeof(*reply.pages));
@@ -172,6 +173,7 @@ static enum kvp_status pin_now(struct kvp_core *core, struct turn *turn, struct 
     struct kvp_seq_id *pins = core_alloc(core, blocks->n, sizeof(*pins));
     if (pins == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the call");
+    TRY(core_see_named(core, pool));
     kvp_txn_begin(core->ledger);
     enum kvp_status status = pin_all(core, turn, pool, request, blocks, pins, there);
     if (status != KVP_OK)

@@ -2,7 +2,8 @@
  * What streams report: progress words, timelines; and what follows when they do.
  *
  * A worker's stream stores {version, tokens} into its progress page behind its append kernels. The core looks when it
- * is asked something, and when a session ends; never when idle. A word of another version than the row's is ignored,
+ * is asked something of the row, or of what is cached while the row has named pages that are not written, and when a
+ * session ends; never when idle. A word of another version than the row's is ignored,
  * one over `reserved` is clamped by the ledger. With tensor parallelism the least of the group's words counts.
  *
  * Every tick while something waits: rows that retire, transfers under way (`pending`: a list of slots, whose entries
@@ -132,6 +133,49 @@ void core_fold_attachment(struct kvp_core *core, struct pool_state *pool, uint32
             return;
         }
     }
+}
+
+/* ---- pages that have names already ------------------------------------------------------------------------------- */
+
+static bool has_unwritten_names(const struct pool_state *pool, const struct kvp_seq_view *view)
+{
+    return (uint64_t)view->keyed * pool->spec->page_tokens > view->written;
+}
+
+void core_named_add(struct pool_state *pool, const struct kvp_seq_view *view)
+{
+    if (pool->is_named[view->id.slot] || !has_unwritten_names(pool, view))
+        return;
+    pool->is_named[view->id.slot] = true;
+    pool->named[pool->n_named++] = view->id.slot;
+}
+
+static enum kvp_status see_one(struct kvp_core *core, struct pool_state *pool, uint32_t slot, bool *ret_unwritten)
+{
+    struct kvp_seq_view view;
+    *ret_unwritten = kvp_seq_at(core->ledger, pool->id, slot, &view) == KVP_OK && view.state == KVP_SEQ_OPEN &&
+                     has_unwritten_names(pool, &view);
+    if (!*ret_unwritten || core_fold_tokens(core, pool, &view) == view.written)
+        return KVP_OK;
+    TRY(core_fold(core, pool, &view, 1));
+    *ret_unwritten = has_unwritten_names(pool, &view);
+    return KVP_OK;
+}
+
+enum kvp_status core_see_named(struct kvp_core *core, struct pool_state *pool)
+{
+    uint32_t n = pool->n_named < KVP_BATCH_MAX ? pool->n_named : KVP_BATCH_MAX;
+    for (; n > 0; n--) {
+        uint32_t at = pool->named_next < pool->n_named ? pool->named_next : 0, slot = pool->named[at];
+        bool unwritten;
+        TRY(see_one(core, pool, slot, &unwritten));
+        pool->named_next = unwritten ? at + 1 : at;
+        if (unwritten)
+            continue;
+        pool->is_named[slot] = false;
+        pool->named[at] = pool->named[--pool->n_named];
+    }
+    return KVP_OK;
 }
 
 /* ---- transfers under way ----------------------------------------------------------------------------------------- */

@@ -21,11 +21,15 @@ enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvp
     TRY(core_spec_layout(core, take_spec, &planes, &totals, digest));
     struct attachment_state *attachments = calloc(KVP_ATTACHMENTS_MAX, sizeof(*attachments));
     uint32_t *pending = calloc(take_spec->max_sequences, sizeof(*pending));
+    uint32_t *named = calloc(take_spec->max_sequences, sizeof(*named));
+    bool *is_named = calloc(take_spec->max_sequences, sizeof(*is_named));
     uint64_t *pin_until_ms = calloc(take_spec->max_sequences, sizeof(*pin_until_ms));
-    if (attachments == NULL || pending == NULL || pin_until_ms == NULL) {
+    if (attachments == NULL || pending == NULL || named == NULL || is_named == NULL || pin_until_ms == NULL) {
         free(planes);
         free(attachments);
         free(pending);
+        free(named);
+        free(is_named);
         free(pin_until_ms);
         return core_refuse(core, KVP_ENOMEM, "no memory for the pool's state");
     }
@@ -43,6 +47,8 @@ enum kvp_status core_pool_load(struct kvp_core *core, struct kvp_pool_id id, Kvp
     pool->slab_bytes = pool->region_offset + pool->region_bytes;
     pool->attachments = attachments;
     pool->pending = pending;
+    pool->named = named;
+    pool->is_named = is_named;
     pool->pin_until_ms = pin_until_ms;
     pool->pins_check_ms = NEVER;
     pool->n_slabs = (uint32_t)take_spec->n_devices;
@@ -60,6 +66,8 @@ void core_pool_unload(struct kvp_core *core, uint32_t slot)
     free(pool->planes);
     free(pool->attachments);
     free(pool->pending);
+    free(pool->named);
+    free(pool->is_named);
     free(pool->pin_until_ms);
     core_hasher_close(pool->hasher);
     free(pool->stand_in_table);

@@ -108,6 +108,9 @@ struct pool_state {
     uint64_t pins_check_ms;      /* no pin's lease ends before */
     uint32_t *pending; /* [max_sequences] slots of transfers under way; stale entries are dropped when met */
     uint32_t n_pending;
+    uint32_t *named; /* [max_sequences] slots of rows with named pages that are not all written; stale entries too */
+    bool *is_named;  /* [max_sequences] whether a slot is among them */
+    uint32_t n_named, named_next; /* how many there are, and which is looked at next */
     uint64_t digests_next_ms; /* when the next pass may begin */
     uint32_t digests_cursor;
 };
@@ -393,6 +396,10 @@ enum kvp_status core_fold(struct kvp_core *core, struct pool_state *pool, struct
 /* The same of all that an attachment owns. */
 void core_fold_attachment(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 void core_pending_add(struct kvp_core *core, struct pool_state *pool, uint32_t slot);
+/* A row was given names: if they are of pages that are not written yet, its words are looked at by core_see_named. */
+void core_named_add(struct pool_state *pool, const struct kvp_seq_view *view);
+/* Fold the words of rows with such pages: what they hold is found from then on. KVP_BATCH_MAX rows at most, in turn. */
+enum kvp_status core_see_named(struct kvp_core *core, struct pool_state *pool);
 /* Transfers and retired rows whose value is reached; ends slices of reclaim. */
 void core_pool_tick(struct kvp_core *core, struct pool_state *pool);
 /* Drop page references of rows given up, one slice. */

@@ -87,18 +87,23 @@ START_TEST(only_written_pages_are_found)
 }
 END_TEST
 
-START_TEST(a_page_completed_in_decode_is_found_once_its_progress_word_is_seen)
+START_TEST(a_page_completed_in_decode_is_found_once_its_progress_word_is_there)
 {
     uint32_t attachment = shell_attach(shell, a, "p");
     struct named named;
-    uint64_t seq;
+    uint64_t seq, theirs;
     open_prompt(a, 1, 8, &seq);
     ck_assert_int_eq(finish(advance_blocks(a, seq, 12, 8, by_tokens(&named, prompt, 8, 0), 0)), KVP_OK);
-    ck_assert_int_eq(finish(advance_blocks(a, seq, 16, 0, by_tokens(&named, prompt + 8, 5, 2), 0)), KVP_OK);
-    ck_assert_uint_eq(match_prompt(b, 12), 8);
+    ck_assert_int_eq(finish(advance_blocks(a, seq, 20, 0, by_tokens(&named, prompt + 8, 12, 2), 0)), KVP_OK);
+    ck_assert_uint_eq(match_prompt(b, 20), 8);
     shell_progress(shell, attachment)[(uint32_t)seq] = KVP_PROGRESS_WORD(2, 13);
-    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 13);
-    ck_assert_uint_eq(match_prompt(b, 12), 12);
+    ck_assert_uint_eq(match_prompt(b, 20), 12);
+    restart();
+    shell_progress(shell, attachment)[(uint32_t)seq] = KVP_PROGRESS_WORD(2, 16);
+    ck_assert_uint_eq(pin_prompt(b, 16, 1000), 16);
+    shell_progress(shell, attachment)[(uint32_t)seq] = KVP_PROGRESS_WORD(2, 20);
+    ck_assert_uint_eq(open_prompt(b, 7, 20, &theirs), 20);
+    close_ok(b, theirs);
 }
 END_TEST
 
@@ -588,7 +593,7 @@ int main(void)
     tcase_add_test(along, a_written_prefix_is_taken_along_by_another_session_of_the_tenant);
     tcase_add_test(along, tokens_that_fill_no_page_are_left_out_of_account);
     tcase_add_test(along, only_written_pages_are_found);
-    tcase_add_test(along, a_page_completed_in_decode_is_found_once_its_progress_word_is_seen);
+    tcase_add_test(along, a_page_completed_in_decode_is_found_once_its_progress_word_is_there);
     tcase_add_test(along, advance_that_evicts_too_many_pages_changes_nothing_and_says_so);
     tcase_add_test(along, words_of_more_pages_than_a_transaction_holds_are_all_seen);
     tcase_add_test(along, engines_keys_of_every_size_are_found_and_match_no_tokens);
