@@ -6,6 +6,7 @@ was needed and made anew when more is; its lock is held from the begin to the pr
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from collections.abc import Sequence as Listing
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,12 +95,18 @@ def _grown(now: int, needed: int) -> int:
 
 
 class Step:
-    """A kvp_step and what it was made for."""
+    """A kvp_step and what it was made for. It has the pool, and ends with this object."""
+
+    pointer: int | None = None  # Ctrl-C may come into __init__, and then __del__
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.pointer: int | None = None
         self.sizes = (0, 0, 0)
+        self._owner: int | None = None
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.end()
 
     def fit(self, pool: Pool, batch: int, tokens: int, pages: int) -> int:
         """The kvp_step, made anew where it is too small. Waits then for what is enqueued with it."""
@@ -107,9 +114,10 @@ class Step:
             self.end()
             self.sizes = (min(_grown(self.sizes[0], batch), _abi.INDEX_BATCH_MAX), _grown(self.sizes[1], tokens),
                           _grown(self.sizes[2], pages))
-            made = ctypes.c_void_p()
+            owner, made = pool.pointer.pointer, ctypes.c_void_p()
             check(_abi.library().kvp_step_create(pool.pointer, 0, *self.sizes, ctypes.byref(made)))
-            self.pointer = made.value
+            _abi.library().kvp_owner_retain(owner)  # by its address: this object may be finalized behind an Owner
+            self.pointer, self._owner = made.value, owner
         assert self.pointer is not None
         return self.pointer
 
@@ -117,7 +125,8 @@ class Step:
         """Free it, when what is enqueued with it is done."""
         if self.pointer is not None:
             _abi.library().kvp_step_destroy(self.pointer)
-            self.pointer = None
+            _abi.library().kvp_owner_release(self._owner)
+            self.pointer = self._owner = None
 
 
 class Steps:

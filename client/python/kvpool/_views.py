@@ -69,8 +69,10 @@ def view(value: Any, what: str) -> View:
         if value.is_neg() or value.is_conj():
             raise TypeError(f"{what} is a view that negates or conjugates; resolve_neg and resolve_conj copy it")
         device = (CUDA, place.index) if place.type == "cuda" else (HOST, 0)
-        strides = tuple([stride * size for stride in value.stride()])
-        return View(value.data_ptr(), tuple(value.shape), strides, size, torch_name(value.dtype), device)
+        strides, pointer = tuple([stride * size for stride in value.stride()]), value.data_ptr()
+        if pointer == 0 and value.numel() > 0:
+            raise InvalidArgument(f"{what} has no memory: its storage was freed, or it stands for other tensors")
+        return View(pointer, tuple(value.shape), strides, size, torch_name(value.dtype), device)
     if is_numpy(value):
         dtype = value.dtype
         name = _numpy_names.get(dtype) or numpy_name(dtype)

@@ -5,7 +5,7 @@ import ctypes
 import os
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from . import _abi, _embedded
 from ._arguments import U64, integer, text
@@ -21,28 +21,34 @@ _EMBEDDED_TRY_MS = 100
 _CLAIM_TRY_S = 0.005
 
 
-class Owner:
-    """A reference of ours on a kvp_owner: given up with this object, or before by `release`."""
+class Owner(ctypes.c_void_p):
+    """A reference of ours on a kvp_owner, given up with this object; and what it is of, as calls take it: a kvp_client
+    or a kvp_pool.
 
-    __slots__ = ("pointer",)
+    A call has this object until it returns. So what one thread closes ends when no other is in a call of it any more.
+    NULL once it is given up: of a cycle, the garbage collector may finalize it before others, who still make calls.
+    Nobody keeps it in a variable where an error is raised: its traceback would keep the pool attached.
+    """
 
-    def __init__(self, pointer: int) -> None:
-        self.pointer: int | None = pointer
+    pointer: int | None = None  # Ctrl-C may come into __init__, and then __del__
+
+    def __init__(self, kept: int | None, pointer: int | None) -> None:
+        super().__init__(kept)
+        self.pointer = pointer
 
     def share(self) -> Owner:
         """A reference of its own on the same, for who may outlive this one."""
-        if self.pointer is None:
-            raise SessionEnded("the pool is detached")
         _abi.library().kvp_owner_retain(self.pointer)
-        return Owner(self.pointer)
-
-    def release(self) -> int:
-        """The status of what its end did; 0 where others still hold it."""
-        pointer, self.pointer = self.pointer, None
-        return int(_abi.library().kvp_owner_release(pointer)) if pointer else 0
+        return Owner(self.value, self.pointer)
 
     def __del__(self) -> None:
-        self.release()
+        self.value = None
+        _abi.library().kvp_owner_release(self.pointer)
+
+    def __reduce__(self) -> NoReturn:
+        """A copy would give up a reference that it has not, and in another process it is no address."""
+        raise TypeError("what is connected or mapped in a process can be neither copied nor pickled: another process "
+                        "connects, and attaches the pool by its name")
 
 
 class SessionInfo(NamedTuple):
@@ -59,11 +65,14 @@ class SessionInfo(NamedTuple):
 
 
 def _connect(endpoint: str, connect_ms: int, reconnect_ms: int, session: str | None) -> int:
+    path = os.fsencode(endpoint)
+    if b"\0" in path:
+        raise InvalidArgument(f"endpoint {endpoint!r} has a zero byte")
     options = _abi.ConnectOptions(connect_ms=integer("connect_ms", connect_ms),
                                   reconnect_ms=integer("reconnect_ms", reconnect_ms),
                                   session=text("session", session) if session else None)
     client = ctypes.c_void_p()
-    check(_abi.library().kvp_connect(os.fsencode(endpoint), ctypes.byref(options), ctypes.byref(client)))
+    check(_abi.library().kvp_connect(path, ctypes.byref(options), ctypes.byref(client)))
     assert client.value is not None
     return client.value
 
@@ -122,11 +131,10 @@ class Client:
     """
 
     def __init__(self, pointer: int, endpoint: str, *, embedded: bool) -> None:
-        self._pointer = pointer
         owner = ctypes.c_void_p()
         check(_abi.library().kvp_owner_of_client(pointer, ctypes.byref(owner)))
         assert owner.value is not None
-        self._owner = Owner(owner.value)
+        self._owner: Owner | None = Owner(pointer, owner.value)
         self._pools: list[Pool] = []
         self._session: SessionInfo | None = None
         self.endpoint = endpoint
@@ -135,7 +143,7 @@ class Client:
         """Whether the daemon is this process's own."""
 
     def __repr__(self) -> str:
-        return f"<kvpool.Client {self.endpoint}{'' if self._owner.pointer else ', closed'}>"
+        return f"<kvpool.Client {self.endpoint}{'' if self._owner else ', closed'}>"
 
     def __enter__(self) -> Client:
         return self
@@ -145,25 +153,27 @@ class Client:
         self.close()
 
     @property
-    def pointer(self) -> int:
+    def pointer(self) -> Owner:
         """The kvp_client, for calls of libkvpool that this package does not wrap. Raises SessionEnded when closed."""
-        if self._owner.pointer is None:
+        owner = self._owner
+        if not owner:
             raise SessionEnded("the client is closed")
-        return self._pointer
+        return owner
 
     def close(self) -> None:
         """Detach every pool, closing the sequences that were opened in it here, and disconnect.
 
-        Tensors that were made of a pool stay valid, and keep the connection until they are gone.
+        Tensors that were made of a pool stay valid, and keep the connection until they are gone. So does a call that
+        is under way on another thread; the next one there raises SessionEnded.
         """
-        if self._owner.pointer is None:
+        if self._owner is None:
             return
         for pool in list(self._pools):
             try:
                 pool.detach()
             except KvpoolError:
                 pool.abandon()
-        self._owner.release()
+        self._owner = None
 
     @property
     def session(self) -> SessionInfo:
@@ -216,7 +226,7 @@ class Client:
         if status != 0:
             fail(status, layout=True)
         assert pointer.value is not None
-        pool = Pool(self, self._owner, pointer.value)
+        pool = Pool(self, self.pointer, pointer.value)
         self._pools.append(pool)
         return pool
 

@@ -111,7 +111,7 @@ def page_table(pool: Pool, seqs: Listing[Sequence], tokens: Listing[int] | None 
                device: Any = None) -> PageTable:
     """The CSR page table over `tokens` of each sequence. Raises StaleHandle, TryAgain, and InvalidArgument where a row
     has not the pages."""
-    lengths = pool.lengths(seqs) if tokens is None else tokens
+    lengths = pool.lengths(seqs) if tokens is None else list(tokens)
     values = (*pool.csr(seqs, lengths), array.array("i", lengths))
     return PageTable(*(_tensor(entry, device) for entry in values))
 
@@ -119,7 +119,7 @@ def page_table(pool: Pool, seqs: Listing[Sequence], tokens: Listing[int] | None 
 def block_tables(pool: Pool, seqs: Listing[Sequence], tokens: Listing[int] | None = None, *,
                  device: Any = None) -> BlockTables:
     """The same as a rectangle, on the pool's device where `device` does not say else."""
-    lengths = pool.lengths(seqs) if tokens is None else tokens
+    lengths = pool.lengths(seqs) if tokens is None else list(tokens)
     indptr, indices, _ = pool.csr(seqs, lengths)
     width = max((after - before for before, after in itertools.pairwise(indptr)), default=0)
     rows: array.array[int] = array.array("i")

@@ -5,12 +5,13 @@ By itself it owns a cache of its own, in the memory of what is first appended (n
 """
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import _views
-from ._arguments import integer
+from ._arguments import U64, integer
 from .errors import InvalidArgument, OutOfPages
 from .page import append_paged_kv_cache
 
@@ -106,6 +107,16 @@ class _Own:
         return len(self._free)
 
 
+def _key(request_id: Hashable) -> int | str:
+    """A number or a text is the key itself; of another id nobody else has the key."""
+    if isinstance(request_id, str):
+        return request_id
+    try:
+        return integer("request_id", request_id, U64)
+    except (TypeError, InvalidArgument):
+        return int.from_bytes(os.urandom(8), "little")
+
+
 class _OnPool:
     """The pages of a pool: a sequence a request."""
 
@@ -119,11 +130,12 @@ class _OnPool:
         if seq is not None:
             seq.append(k, v)
             return
-        seq = self._pool.open(request_id if isinstance(request_id, int) else str(request_id))
+        seq = self._pool.open(_key(request_id))
         try:
             seq.append(k, v)
         except BaseException:
-            seq.close()
+            if seq.length == 0:  # what it had when it was opened, it keeps
+                seq.close()
             raise
         self._requests[request_id] = seq
 
@@ -149,7 +161,8 @@ class PagedKVCacheManager:
 
     `kv_cache` is [max_num_pages, 2, page_size, num_kv_heads, head_dim]: torch or numpy, made at the first append of
     its kind, with its dtype, on its device, where `dtype` and `device` do not say other ones. With `pool` (of one
-    layer and the same geometry) it is that pool's memory. Threads: one at a time.
+    layer and the same geometry) it is that pool's memory, and a request that is named by a number of 64 bits or a text
+    is the sequence of that key. Threads: one at a time.
     """
 
     def __init__(self, max_num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, *, dtype: Any = None,
@@ -182,15 +195,20 @@ class PagedKVCacheManager:
     def append(self, request_id: Hashable, k: Any, v: Any) -> None:
         """Store a token's K and V, [num_kv_heads, head_dim] each, or those of several, [tokens, ...], behind what the
         request has. All or nothing: raises OutOfPages, InvalidArgument."""
-        if len(_views.view(k, "k").shape) == len(_views.view(v, "v").shape) == 2:
+        shapes = [_views.view(given, what).shape for given, what in ((k, "k"), (v, "v"))]
+        if len(shapes[0]) not in (2, 3) or any(
+                shape[:-2] != shapes[0][:-2] or shape[-2:] != (self.num_kv_heads, self.head_dim) for shape in shapes):
+            raise InvalidArgument(f"k and v are {list(shapes[0])} and {list(shapes[1])}; they must be of one token, "
+                                  f"[{self.num_kv_heads}, {self.head_dim}], or of as many tokens before these")
+        if len(shapes[0]) == 2:
             k, v = k[None], v[None]
-        self._like = k[:0]
         self._store.append(request_id, k, v)
+        self._like = k[:0]
 
     def get_page_table(self, request_id: Hashable) -> Any:
         """The request's page ids, int32 [pages], where its K and V are; None of a request without tokens."""
         pages = self._store.pages(request_id)
-        return None if pages is None else _array(self._like, pages)
+        return _array(self._like, pages) if pages else None
 
     def get_seq_len(self, request_id: Hashable) -> int:
         """How many tokens the request has; 0 of an unknown one."""

@@ -363,6 +363,8 @@ def _seq_lens(kv_indptr: Any, kv_last_page_len: Any, page_size: int) -> Any:
                                               table=rows)
     page_size = integer("page_size", page_size, _abi.PAGE_TOKENS_MAX, 1)
     batch = _one_length("sequences and last_page_len", [table.shape[0] - (not rows), last.shape[0]])
+    if rows and table.shape[1] < 1:
+        raise InvalidArgument(f"page_table is {list(table.shape)}; it must be [batch, columns]")
     if batch > _abi.INDEX_BATCH_MAX:
         held = (kept[0] >= 0).cumprod(1).sum(1) if rows else kept[0][1:] - kept[0][:-1]
         lens = (held - 1).clip(0) * page_size + kept[1] * (held > 0)

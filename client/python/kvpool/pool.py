@@ -49,10 +49,20 @@ def _array(typecode: str, n: int) -> array.array[int]:
 def _u32s(what: str, values: Listing[int], n: int) -> array.array[int]:
     if len(values) != n:
         raise InvalidArgument(f"{len(values)} {what} for {n} sequences")
+    if isinstance(values, (bytes, bytearray)):  # an array takes them for what is in its memory
+        values = list(values)
     try:
         return array.array("I", values)
     except (OverflowError, TypeError):
         return array.array("I", [integer(f"{what}[{i}]", value) for i, value in enumerate(values)])
+
+
+def _point(point: Point) -> _abi.Point:
+    try:
+        timeline, value = point
+    except (TypeError, ValueError):
+        raise TypeError(f"a point is a kvpool.Point, not {point!r}") from None
+    return _abi.Point(integer("timeline", timeline), integer("value", value, U64))
 
 
 class Advance:
@@ -63,8 +73,8 @@ class Advance:
     """
 
     def __init__(self, pool: Pool, seqs: list[Sequence], reserved: array.array[int], truncate: bool) -> None:
+        self._pointer = ctypes.c_void_p()  # before all else: __del__ comes even where this is interrupted
         self._pool = pool
-        self._pointer = ctypes.c_void_p()
         self._seqs = seqs
         self._reserved = reserved
         self._truncate = truncate
@@ -76,7 +86,7 @@ class Advance:
         """
         if not self._pointer:
             raise InvalidArgument("this advance has been waited for")
-        assert self._pool.pointer  # or it raises
+        owner = self._pool.pointer  # until the answer is there; or it raises
         none = ctypes.c_void_p()
         copies = (_abi.PageCopy * len(self._seqs))()
         n = ctypes.c_uint32()
@@ -91,6 +101,8 @@ class Advance:
             for seq in self._seqs:
                 seq._reserved = None
             raise
+        finally:
+            del owner
         if status != 0:
             fail(status, missing=missing.value)
         if n.value:
@@ -107,7 +119,7 @@ class Advance:
     def __del__(self) -> None:
         """The answer of one that nobody waited for is taken all the same: the library must know what there is room
         for."""
-        if self._pointer and self._pool._owner is not None and not sys.is_finalizing():
+        if getattr(self, "_pointer", None) and self._pool._owner is not None and not sys.is_finalizing():
             with contextlib.suppress(KvpoolError):
                 self.wait()
 
@@ -124,8 +136,7 @@ class Pool:
         check(library.kvp_owner_of_pool(client_owner.pointer, pointer, ctypes.byref(owner)))
         assert owner.value is not None
         self.client = client
-        self._owner: Owner | None = Owner(owner.value)
-        self._pointer = pointer
+        self._owner: Owner | None = Owner(pointer, owner.value)
         self._lock = threading.Lock()
         self._sequences: dict[int, Sequence] = {}
         self._durable: set[int] = set()
@@ -155,11 +166,12 @@ class Pool:
         self.detach()
 
     @property
-    def pointer(self) -> int:
+    def pointer(self) -> Owner:
         """The kvp_pool, for calls of libkvpool that this package does not wrap. Raises SessionEnded when detached."""
-        if self._owner is None:
+        owner = self._owner
+        if not owner:
             raise SessionEnded(f"pool {self.name} is detached")
-        return self._pointer
+        return owner
 
     @property
     def backend(self) -> str:
@@ -178,7 +190,8 @@ class Pool:
     @property
     def alive(self) -> bool:
         """Whether it is attached, and neither the session nor the memory is gone. No call."""
-        return self._owner is not None and not _abi.library().kvp_pool_state(self._pointer)
+        owner = self._owner
+        return bool(owner) and not _abi.library().kvp_pool_state(owner)
 
     def detach(self) -> None:
         """Close the sequences that were opened here, and let go. The memory is unmapped when the last tensor made of
@@ -188,7 +201,7 @@ class Pool:
             return
         left = 0
         try:
-            ours = [seq for wire, seq in self._sequences.items() if wire not in self._durable]
+            ours = [seq for wire, seq in list(self._sequences.items()) if wire not in self._durable]
             for at in range(0, len(ours), _abi.BATCH_MAX):
                 self.close_sequences(ours[at : at + _abi.BATCH_MAX])
             left = sum(1 for entry in self.sequences() if entry.state in ("open", "busy"))
@@ -203,12 +216,11 @@ class Pool:
         self.torch_memory.clear()
         owner, self._owner = self._owner, None
         self._steps.end()
-        for seq in self._sequences.values():
+        for seq in list(self._sequences.values()):
             seq.open_in = None
         self._sequences.clear()
         self.client._forget(self)
-        if owner is not None:
-            owner.release()
+        del owner  # behind the steps, which are of it
 
     # ---- memory ------------------------------------------------------------------------------------------------
 
@@ -217,8 +229,7 @@ class Pool:
         InvalidArgument."""
         seen = self.plane_view(index, rank)
         shape, strides = self._shape(index, seen)
-        assert self._owner is not None
-        return Plane(self._owner, seen.base, shape, strides, seen.dtype, self.info.cuda)
+        return Plane(self.pointer, seen.base, shape, strides, seen.dtype, self.info.cuda)
 
     def layer(self, layer: int, rank: int = 0) -> tuple[Plane, ...]:
         """A layer's planes: (k, v), or (ckv, kpe) of MLA. Raises InvalidArgument."""
@@ -235,7 +246,6 @@ class Pool:
         shape, strides = self._shape(index[0], first)
         other_shape, other_strides = self._shape(index[1], second)
         apart = second.base - first.base
-        assert self._owner is not None
         if len(shape) == 3 and apart == shape[2] * strides[2] and strides[:2] == other_strides[:2]:
             shape = (shape[0], shape[1], shape[2] + other_shape[2])
         elif len(shape) == 4 and (shape, strides, first.dtype) == (other_shape, other_strides, second.dtype) and (
@@ -243,7 +253,7 @@ class Pool:
             shape, strides = (shape[0], 2, *shape[1:]), (strides[0], apart, *strides[1:])
         else:
             raise InvalidArgument(f"the planes of layer {layer} of pool {self.name} do not join")
-        return Plane(self._owner, first.base, shape, strides, first.dtype, self.info.cuda)
+        return Plane(self.pointer, first.base, shape, strides, first.dtype, self.info.cuda)
 
     def plane_view(self, index: int, rank: int = 0) -> _abi.PlaneView:
         """A plane by its index, as libkvpool describes it: for calls of its that this package does not wrap."""
@@ -425,7 +435,7 @@ class Pool:
         nnz = found[0].tokens
         if tokens is None:
             tokens = [nnz] if len(kept) == 1 else [1] * len(kept)
-        counts = list(tokens)
+        counts = _u32s("tokens", tokens, len(kept))
         if len(set(wires)) != len(wires):
             raise InvalidArgument("a sequence stands twice in the batch")
         if sum(counts) != nnz:
@@ -433,7 +443,7 @@ class Pool:
         start = self.lengths(kept)
         after = [at + count for at, count in zip(start, counts)]
         self.make_room(kept, after, stream)
-        self._steps.append(wires, _u32s("tokens", counts, len(kept)), _u32s("starts", start, len(kept)), after, found,
+        self._steps.append(wires, counts, _u32s("starts", start, len(kept)), after, found,
                            _views.stream_of(stream) if self.info.cuda else 0)
         for seq, length in zip(kept, after):
             seq.note_enqueued(length)
@@ -477,7 +487,7 @@ class Pool:
         """Hand sequences to another session: one call, all or nothing. As `Sequence.transfer`."""
         wires = self._handles(seqs)
         limits = _u32s("tokens", tokens, len(seqs)) if tokens is not None else None
-        point = ctypes.byref(_abi.Point(*when)) if when is not None else None
+        point = ctypes.byref(_point(when)) if when is not None else None
         check(_abi.library().kvp_transfer(self.pointer, len(seqs), _views.address(wires),
                                           integer("session id", to, U64), point,
                                           _views.address(limits) if limits is not None else None))
@@ -503,8 +513,10 @@ class Pool:
                   limit: int | None = None) -> Iterator[SequenceInfo]:
         """The pool's sequences as the daemon lists them, in the order of their slots: of this session, or of all. A
         call for every 1024."""
+        if limit is not None and integer("limit", limit) == 0:
+            return
         entries = (_abi.SeqInfo * min(_LIST_ENTRIES, limit or _LIST_ENTRIES))()
-        at = ctypes.c_uint32(from_slot)
+        at = ctypes.c_uint32(integer("from_slot", from_slot))
         n = ctypes.c_uint32()
         while True:
             check(_abi.library().kvp_seq_list(self.pointer, all_sessions, len(entries), ctypes.byref(at), entries,
@@ -618,7 +630,7 @@ class Pool:
             ) -> tuple[array.array[int], array.array[int], array.array[int]]:
         """The same as `array.array`s."""
         n, wires = len(seqs), self._handles(seqs)
-        lengths = self._written(seqs) if tokens is None else _u32s("tokens", tokens, n)
+        lengths = self._written(seqs) if tokens is None else self._lengths("tokens", tokens, n)
         indptr, last = _array("i", n + 1), _array("i", n)
         indices = _array("i", sum([-(-length // self.page_size) for length in lengths]))
         check(_abi.library().kvp_page_table(
@@ -626,13 +638,20 @@ class Pool:
             _views.address(indices), _views.address(last), None))
         return indptr, indices, last
 
+    def _lengths(self, what: str, values: Listing[int], n: int) -> array.array[int]:
+        """Of sequences, before there is memory for as many entries."""
+        lengths, most = _u32s(what, values, n), self.info.spec.max_sequence_tokens
+        for i, length in enumerate(lengths if max(lengths, default=0) > most else ()):
+            integer(f"{what}[{i}]", length, most)
+        return lengths
+
     def batch_indices(self, seqs: Listing[Sequence], tokens: Listing[int],
                       start: Listing[int] | None = None) -> tuple[Any, Any, Any]:
         """Of an append of tokens[i] behind start[i] (None: what is written): batch_indices and positions, int32
         [nnz], and the slots page · page_size + offset, int64 [nnz]. No call. Raises StaleHandle, TryAgain,
         InvalidArgument where a row has no room."""
         n, wires = len(seqs), self._handles(seqs)
-        counts = _u32s("tokens", tokens, n)
+        counts = self._lengths("tokens", tokens, n)
         first = _u32s("starts", start, n) if start is not None else None
         nnz = sum(counts)
         batch, positions, slots = _array("i", nnz), _array("i", nnz), _array("q", nnz)
@@ -658,12 +677,11 @@ class Pool:
 
     def wait(self, point: Point, timeout_ms: int = 60_000) -> None:
         """Wait on this thread until a point is reached. Raises TimedOut, or what its owner's death cost."""
-        check(_abi.library().kvp_timeline_wait(self.pointer, _abi.Point(*point),
-                                               integer("timeout_ms", timeout_ms)))
+        check(_abi.library().kvp_timeline_wait(self.pointer, _point(point), integer("timeout_ms", timeout_ms)))
 
     def wait_on(self, point: Point, stream: Any = None) -> None:
         """Let `stream` wait for a point before what is enqueued next (host pools: waits on this thread)."""
-        check(_abi.library().kvp_timeline_wait_on(self.pointer, _abi.Point(*point),
+        check(_abi.library().kvp_timeline_wait_on(self.pointer, _point(point),
                                                   _views.stream_of(stream) if self.info.cuda else None))
 
     def _points(self, after: Point | None, n: int, stream: Any) -> Any:
@@ -671,4 +689,4 @@ class Pool:
             if not self.info.cuda:
                 return None
             after = self.signal(stream)
-        return (_abi.Point * n)(*[_abi.Point(*after)] * n)
+        return (_abi.Point * n)(*[_point(after)] * n)

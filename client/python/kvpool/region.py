@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .pool import Pool
 
 
+_EXTENT_MAX = (1 << 63) - 1
+
+
 class RegionInfo(NamedTuple):
     """A region as the daemon lists it."""
 
@@ -59,14 +62,14 @@ class Region:
         code = dtype_code(dtype)
         size, strides = _abi.DTYPES[code][1], []
         count = size
+        shape = [integer(f"shape[{i}]", extent, _EXTENT_MAX) for i, extent in enumerate(shape)]
         for extent in reversed(shape):
-            if extent < 0:
-                raise InvalidArgument(f"an array of shape {list(shape)}")
             strides.append(count)
             count *= extent
         if len(shape) == 0 or len(shape) > _abi.DLPACK_DIMS_MAX:
             raise InvalidArgument(f"an array of {len(shape)} dimensions, must be 1 to {_abi.DLPACK_DIMS_MAX}")
-        if offset < 0 or offset % size or offset + count > self.nbytes:
+        offset = integer("offset", offset, U64)
+        if offset % size or offset + count > self.nbytes:
             raise InvalidArgument(f"{list(shape)} of {dtype} at {offset} are {count} bytes, not within the "
                                   f"{self.nbytes} of region {self.name}")
         return Plane(self._owner, self.pointer + offset, tuple(shape), tuple(reversed(strides)), code, self._cuda)
@@ -86,5 +89,4 @@ def map_region(pool: Pool, name: str, nbytes: int, rank: int, exclusive: bool) -
     check(_abi.library().kvp_region_map(pool.pointer, integer("rank", rank), text("name", name),
                                         integer("nbytes", nbytes, U64),
                                         _abi.REGION_EXCLUSIVE if exclusive else 0, ctypes.byref(found)))
-    assert pool._owner is not None
-    return Region(pool, pool._owner, name, rank, found)
+    return Region(pool, pool.pointer, name, rank, found)

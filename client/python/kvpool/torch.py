@@ -109,8 +109,7 @@ def use_pool(pool: Pool, tag: str, preserve: bool = False, *,
         raise NotServed(f"torch {torch.__version__} has no MemPool(no_split=True): tensors would share regions, and "
                         "could not be told apart")
     library = _abi.library()
-    assert pool._owner is not None
-    check(library.kvp_torch_use(pool._owner.pointer, text("tag", tag), _abi.TORCH_PRESERVE if preserve else 0))
+    check(library.kvp_torch_use(pool.pointer.pointer, text("tag", tag), _abi.TORCH_PRESERVE if preserve else 0))
     failed: torch.OutOfMemoryError | None = None
     try:
         with torch.cuda.use_mem_pool(memory, place), (Keep(_came_back) if preserve else contextlib.nullcontext()):

@@ -43,6 +43,7 @@ class Arguments(PoolTest):
         self.told(
             (INVALID, "connect_ms -1 is not in 0..", lambda: kvpool.connect("/nowhere", connect_ms=-1)),
             (INVALID, "'host' is of an embedded daemon", lambda: kvpool.connect("/nowhere", backend="host")),
+            (INVALID, "kvpool.sock.x00x' has a zero byte", lambda: kvpool.connect(self.client.endpoint + "\0x")),
             (INVALID, "resume_secret is empty", lambda: self.client.claim(b"")),
             (TypeError, "resume_secret is a str", lambda: self.client.claim("secret")),
             (TypeError, "name is a int", lambda: self.client.attach(5)),
@@ -61,8 +62,36 @@ class Arguments(PoolTest):
             (INVALID, "pages 1180591620717411303424 is not in 1..", lambda: pool.evict(1 << 70)),
             (INVALID, "timeout_ms -1 is not in", lambda: pool.wait(kvpool.Point(1, 0), -1)),
             (INVALID, "name 'a.x00' has a zero byte", lambda: pool.region("a\0", 10)),
-            (INVALID, "nbytes -1 is not in", lambda: pool.region("a", -1)))
+            (INVALID, "nbytes -1 is not in", lambda: pool.region("a", -1)),
+            (INVALID, "from_slot -1 is not in", lambda: next(pool.sequences(from_slot=-1))),
+            (INVALID, "limit -1 is not in", lambda: next(pool.sequences(limit=-1))))
         self.assertEqual((list(pool.sequences()), pool.regions()), ([], []))
+        pool.open(1)
+        self.assertEqual([len(list(pool.sequences(limit=n))) for n in (0, 1, 2)], [0, 1, 1])
+
+    def test_of_points(self) -> None:
+        """One that wrapped would be another that has been reached."""
+        pool = self.pool()
+        timeline, value = pool.signal()
+        seq = pool.open(1)
+        self.told(
+            (INVALID, f"value {(1 << 64) + value} is not in", lambda: pool.wait((timeline, (1 << 64) + value), 1)),
+            (INVALID, "value -1 is not in", lambda: pool.wait_on(kvpool.Point(timeline, -1))),
+            (INVALID, f"timeline {(1 << 32) + timeline} is not in", lambda: seq.close(after=((1 << 32) + timeline, 1))),
+            (TypeError, "a point is a kvpool.Point, not 5", lambda: pool.wait(5)),
+            (TypeError, "value is a float", lambda: seq.transfer(self.client.session.session_id, when=(timeline, 1.5))))
+        self.assertFalse(seq.closed)
+
+    def test_of_arrays_in_regions(self) -> None:
+        region = self.pool(region_bytes=65536).region("r", 4096)
+        self.told(
+            (TypeError, r"shape\[0\] is a float", lambda: region.array((1.5, 2))),
+            (INVALID, r"shape\[1\] -1 is not in", lambda: region.array((4, -1))),
+            (INVALID, r"shape\[1\] 1180591620717411303424 is not in", lambda: region.array((0, 1 << 70))),
+            (INVALID, "are 18446744073709551616 bytes, not within the 4096", lambda: region.array((1 << 62, 4))),
+            (INVALID, "offset -1 is not in", lambda: region.array((4,), offset=-1)),
+            (TypeError, "offset is a float", lambda: region.array((4,), offset=1.0)))
+        region.drop()
 
     def test_of_sequences(self) -> None:
         pool = self.pool()
@@ -75,8 +104,19 @@ class Arguments(PoolTest):
             (TypeError, r"reserved\[0\] is a str", lambda: pool.advance([seq], ["8"])),
             (TypeError, "a int stands among the sequences", lambda: pool.advance([5], [8])),
             (INVALID, "session id -1 is not in", lambda: seq.transfer(-1)),
-            (INVALID, "first -1 is not in", lambda: seq.publish([1, 2, 3, 4], first=-1)))
+            (INVALID, "first -1 is not in", lambda: seq.publish([1, 2, 3, 4], first=-1)),
+            (INVALID, r"tokens\[0\] 4294967295 is not in 0..128", lambda: pool.page_table([seq], [0xFFFFFFFF])),
+            (INVALID, r"tokens\[0\] 4294967295 is not in 0..128", lambda: pool.batch_indices([seq], [0xFFFFFFFF])))
         self.assertEqual((seq.reserved, len(seq.pages)), (8, 2))
+
+    def test_numbers_may_be_bytes(self) -> None:
+        """Of which an array would make one number out of four."""
+        pool = self.pool()
+        seqs = pool.open_many(range(4))
+        pool.advance(seqs, b"\4\1\0\7")
+        self.assertEqual([seq.reserved for seq in seqs], [4, 1, 0, 7])
+        indptr, *_ = pool.page_table(seqs, bytearray((4, 1, 0, 7)))
+        self.assertEqual(list(indptr), [0, 1, 2, 2, 4])
 
     @needs_numpy
     def test_a_sequence_is_appended_to_once_a_batch(self) -> None:

@@ -218,6 +218,72 @@ class Host(PoolTest):
             with self.assertRaisesRegex(kvpool.InvalidArgument, f"^{name} is no "):
                 call()
 
+    def test_models_of_multi_query_attention_are_asked_what_they_cache(self) -> None:
+        import transformers
+
+        from kvpool import hf
+
+        llama = self.model
+        for more in ({}, {"new_decoder_architecture": True, "num_kv_heads": 2}):
+            with self.subTest(**more):
+                config = transformers.FalconConfig(vocab_size=256, hidden_size=64, num_hidden_layers=2, **more,
+                                                   num_attention_heads=4, eos_token_id=None, pad_token_id=0)
+                self.model = transformers.FalconForCausalLM(config).eval().to(self.device)
+                self.assert_same(self.prompt(2, 9), self.cache(), max_new_tokens=6)
+                with self.assertRaisesRegex(kvpool.InvalidArgument, "must be given the model"):
+                    hf.pool_spec(config, "p", 8, 4)
+        self.model = llama
+
+    def test_models_that_are_not_served_are_refused_at_once(self) -> None:
+        import transformers
+
+        from kvpool import hf
+
+        cache = self.cache()
+        sizes = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                 "num_attention_heads": 4}
+        for config, text in ((transformers.T5Config(d_model=64, num_layers=2, num_heads=4), "has an encoder"),
+                             (transformers.Gemma2Config(**sizes), "sliding_attention; only full attention"),
+                             (transformers.MambaConfig(**sizes), "linear_attention; only full attention")):
+            for call in (lambda config=config: hf.pool_spec(config, "p", 8, 4),
+                         lambda config=config: hf.KVPoolCache(config, cache._rows.pool)):
+                with self.assertRaisesRegex(kvpool.InvalidArgument, text):
+                    call()
+        rwkv = transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes, attention_hidden_size=64))
+        with self.assertRaisesRegex(kvpool.InvalidArgument, "RwkvForCausalLM hands no keys and values"):
+            hf.pool_spec(rwkv, "p", 8, 4)
+
+    def test_an_attach_too_early_is_not_in_the_way_of_the_one_that_follows(self) -> None:
+        from kvpool import hf
+
+        with self.cache() as cache, kvpool.connect(self.client.endpoint) as other:
+            self.generate(self.prompt(2, 9), cache, max_new_tokens=2)
+            pool, length = other.attach(cache._rows.pool.name), cache.get_seq_length()
+            early = cache.handle()._replace(length=length)
+            with self.assertRaisesRegex(kvpool.Mismatch, f"has 0 tokens, not {length}"):
+                hf.KVPoolCache.attach(self.config, pool, early)
+            with hf.KVPoolCache.attach(self.config, pool, cache.export(other.session.session_id)) as taken:
+                with self.assertRaisesRegex(kvpool.Mismatch, f"has {length} tokens, not 3"):
+                    hf.KVPoolCache.attach(self.config, pool, early._replace(length=3))
+                self.assertEqual([len(seq) for seq in taken.sequences], [length] * 2)
+
+    def test_a_cache_of_no_rows_is_empty(self) -> None:
+        with self.cache() as cache:
+            for none in (lambda: cache.batch_select_indices(self.torch.tensor([], dtype=self.torch.int64)),
+                         lambda: cache.batch_repeat_interleave(0)):
+                self.generate(self.prompt(2, 9), cache, max_new_tokens=2)
+                none()
+                self.assertEqual((cache.get_seq_length(), cache.sequences), (0, []))
+
+    def test_a_cache_may_be_closed_behind_its_pool(self) -> None:
+        cache = self.cache()
+        ids = self.prompt(1, 5)
+        self.generate(ids, cache, max_new_tokens=2)
+        cache._rows.pool.detach()
+        with self.assertRaises(kvpool.StaleHandle):
+            self.generate(self.prompt(1, 9), cache, max_new_tokens=2)
+        cache.close()
+
     def test_a_closed_cache_is_refused(self) -> None:
         cache = self.cache()
         self.generate(self.prompt(1, 5), cache, max_new_tokens=2)

@@ -82,6 +82,50 @@ class Manager(PoolTest):
                 self.assertEqual(manager.free_pages, 12 - -(-length // 4))
             manager.free("a")
 
+    def test_requests_of_any_name_are_apart(self) -> None:
+        import numpy
+
+        k = self.give(numpy.zeros((3, 2, 8), "float32"))
+        for manager in self.managers():
+            names = [(1, 2), "(1, 2)", -1, 1 << 64, None, "None", 1.5, 7]
+            for n, name in enumerate(names):
+                manager.append(name, k[: n % 3 + 1], k[: n % 3 + 1])
+            self.assertEqual([manager.get_seq_len(name) for name in names], [n % 3 + 1 for n in range(len(names))])
+            for name in names:
+                manager.free(name)
+            self.assertEqual(manager.free_pages, 12)
+
+    def test_what_does_not_fit_changes_nothing(self) -> None:
+        import numpy
+
+        k = self.give(numpy.zeros((2, 8), "float32"))
+        for manager in self.managers():
+            manager.append(1, k, k)
+            table = manager.get_page_table(1)
+            for wrong in (k[0], k[:, :4], k[:, 0], k[None, None]):
+                for given in ((wrong, wrong), (k, wrong), (wrong, k)):
+                    with self.assertRaisesRegex(kvpool.InvalidArgument, r"must be of one token, \[2, 8\]"):
+                        manager.append(1, *given)
+            with self.assertRaises(kvpool.InvalidArgument):
+                manager.append(1, numpy.zeros((2, 8)), numpy.zeros((2, 8)))
+            self.assertEqual((manager.get_seq_len(1), type(manager.get_page_table(1))), (1, type(table)))
+            manager.append(2, k[None][:0], k[None][:0])
+            self.assertEqual((manager.get_seq_len(2), manager.get_page_table(2)), (0, None))
+            manager.free(1)
+
+    def test_a_sequence_that_was_there_survives_an_append_that_fails(self) -> None:
+        import numpy
+
+        _, on_pool = self.managers()
+        k = self.give(numpy.ones((3, 2, 8), "float32"))
+        on_pool.append(1, k, k)
+        again = kvpool.PagedKVCacheManager(12, 4, 2, 8, pool=on_pool._store._pool)
+        many = self.give(numpy.ones((46, 2, 8), "float32"))
+        with self.assertRaises(kvpool.KvpoolError):
+            again.append(1, many, many)
+        self.assertEqual(on_pool.get_seq_len(1), 3)
+        on_pool.free(1)
+
     def test_a_pool_of_another_geometry_is_refused(self) -> None:
         with self.assertRaises(kvpool.InvalidArgument):
             kvpool.PagedKVCacheManager(12, 4, 2, 16, pool=self.pool(pages=12))

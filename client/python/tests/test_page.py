@@ -309,6 +309,15 @@ class TorchHost(Forms, unittest.TestCase):
     def take(self, array):
         return array.cpu().numpy()
 
+    def test_a_tensor_whose_memory_was_freed_is_told(self) -> None:
+        import torch
+
+        cache, k = torch.zeros(4, 2, 4, 2, 8), torch.ones(1, 2, 8)
+        k.untyped_storage().resize_(0)
+        where = (torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+        with self.assertRaisesRegex(kvpool.InvalidArgument, "the appended K has no memory"):
+            kvpool.append_paged_kv_cache(k, k, *where, cache, where[0], torch.tensor([0, 1], dtype=torch.int32), None)
+
     def test_what_a_view_negates_is_not_moved_as_it_lies(self) -> None:
         import torch
 

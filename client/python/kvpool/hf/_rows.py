@@ -191,7 +191,8 @@ class Rows:
     def _begin(self, keys: torch.Tensor, stream: int) -> None:
         """Room and indices for a pass, over all layers."""
         if self._appended != self.layers:
-            raise Mismatch(f"a pass begins behind one that ended at layer {self._appended} of {self.layers}")
+            raise Mismatch(f"a pass begins behind one that ended at layer {self._appended} of {self.layers}: reset() "
+                           "empties the cache")
         if not self.seqs:
             self.open(keys.shape[0])
         n, start, tokens, page = len(self.seqs), self.lengths[0], keys.shape[2], self.pool.page_size
@@ -285,7 +286,7 @@ class Rows:
     def whole(self) -> None:
         """Between passes, and all of it written: calls of the daemon's may count on the lengths."""
         if self._appended != self.layers:
-            raise Mismatch(f"a pass has ended at layer {self._appended} of {self.layers}")
+            raise Mismatch(f"a pass has ended at layer {self._appended} of {self.layers}: reset() empties the cache")
         if self.pool.info.cuda and self._planes is not None:
             check(_abi.library().kvp_stream_sync(self.pool.pointer, 0, self._stream(self._planes.device)))
 
@@ -311,17 +312,22 @@ class Rows:
                 child.note_enqueued(self.lengths[0])
                 chosen[i] = child
         self.pool.close_sequences(unused)
-        self.seqs = chosen
-        self._forget_pages()
+        if chosen:
+            self.seqs = chosen
+            self._forget_pages()
+        else:
+            self._forget()
 
     def take(self, handle: Handle) -> None:
-        self.seqs = self.pool.open_many(handle.keys, durable=self._durable)
-        written = [seq.written for seq in self.seqs]
+        seqs = self.pool.open_many(handle.keys, durable=self._durable)
+        written = [seq.written for seq in seqs]
         length = min(written, default=0) if handle.length is None else handle.length
-        for seq, tokens in zip(self.seqs, written):
+        for seq, tokens in zip(seqs, written):
             if handle.length is not None and tokens != length:
+                # One that is not here yet has just been made, and would be in the way of the one that comes.
+                self.pool.close_sequences([seq for seq, tokens in zip(seqs, written) if tokens == 0])
                 raise Mismatch(f"sequence {seq.slot}.{seq.generation} has {tokens} tokens, not {length}")
-        self.lengths = [length] * self.layers
+        self.seqs, self.lengths = seqs, [length] * self.layers
         if any(tokens != length for tokens in written):
             self.crop(length)
 

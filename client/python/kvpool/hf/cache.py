@@ -22,6 +22,8 @@ _Shapes = tuple[tuple[int, int], tuple[int, int]]
 def _text_config(config: Any) -> Any:
     if not isinstance(config, PretrainedConfig):
         raise InvalidArgument(f"{type(config).__name__} is no transformers config: model.config is one")
+    if config.is_encoder_decoder:
+        raise InvalidArgument("the model has an encoder and a decoder; only decoders are served")
     config = config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
@@ -31,15 +33,18 @@ def _text_config(config: Any) -> Any:
 
 def _said_shapes(config: Any) -> list[_Shapes]:
     """What a model of `config` may cache a layer, as (heads, dim) of K and of V. One of MLA caches what it compresses
-    K and V into, or K and V themselves: which of them is the model's code's."""
+    K and V into, or K and V themselves; older models have one head for all queries, or so many, or as many as there
+    are of queries: which of them is the model's code's."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     if getattr(config, "kv_lora_rank", None):
         rope = config.qk_rope_head_dim
         whole = (config.num_attention_heads, config.qk_nope_head_dim + rope), (
             config.num_attention_heads, config.v_head_dim)
         return [((1, config.kv_lora_rank), (1, rope)), whole]
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return [((heads, head_dim), (heads, head_dim))]
+    dim = (getattr(config, "head_dim", None) or getattr(config, "dim_head", None)
+           or config.hidden_size // config.num_attention_heads)
+    other = [getattr(config, "num_kv_heads", None), 1 if getattr(config, "multi_query", False) else None]
+    return [((n, dim), (n, dim)) for n in dict.fromkeys([heads, *filter(None, other)])]
 
 
 def _seen_shapes(model: Any) -> _Shapes:
@@ -47,6 +52,8 @@ def _seen_shapes(model: Any) -> _Shapes:
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=model.device), past_key_values=cache)
+    if any(getattr(layer, "keys", None) is None for layer in cache.layers):
+        raise InvalidArgument(f"{type(model).__name__} hands no keys and values to a cache")
     found = {tuple((part.shape[1], part.shape[3]) for part in (layer.keys, layer.values)) for layer in cache.layers}
     if len(found) != 1:
         raise InvalidArgument(f"the model's layers differ in what they cache: {sorted(found)}")
@@ -66,9 +73,9 @@ def _spec(config: Any, shapes: _Shapes, **more: Any) -> PoolSpec:
 def pool_spec(model: Any, name: str, pages: int, page_size: int, dtype: str | None = None, **more: Any) -> PoolSpec:
     """The spec of a pool for a model, or for one of a config; `more` are further fields of PoolSpec.
 
-    `dtype`: None: the model's, of a config float16. A model is asked, by a forward pass of one token; one of MLA must
-    be, since its config does not tell what it caches. Raises InvalidArgument where that is so, and for a model whose
-    layers are not all full attention.
+    `dtype`: None: the model's, of a config float16. A model is asked, by a forward pass of one token; one of MLA or of
+    multi-query attention must be, since its config does not tell what it caches. Raises InvalidArgument where that is
+    so, and for a model whose layers are not all full attention, or that has an encoder.
     """
     config = _text_config(model.config if hasattr(model, "config") else model)
     if hasattr(model, "config"):
@@ -76,7 +83,7 @@ def pool_spec(model: Any, name: str, pages: int, page_size: int, dtype: str | No
     else:
         said = _said_shapes(config)
         if len(said) > 1:
-            raise InvalidArgument("what a model of MLA caches is not in its config: pool_spec must be given the model")
+            raise InvalidArgument("what such a model caches is not in its config: pool_spec must be given the model")
         shapes = said[0]
     return _spec(config, shapes, name=name, pages=pages, page_size=page_size, dtype=dtype or "float16", **more)
 
