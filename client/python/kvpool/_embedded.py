@@ -77,14 +77,17 @@ class EmbeddedDaemon:
             raise
 
     def ended(self) -> bool:
-        """Whether the daemon has ended by itself: then it is its shell's zombie."""
+        """Whether the daemon has ended by itself: then it is its shell's zombie, or was, where the shell reaps it."""
         try:
             with open(os.path.join(self.folder, "pid")) as file:
                 pid = int(file.read())
+        except (OSError, ValueError):
+            return self.shell.poll() is not None
+        try:
             with open(f"/proc/{pid}/stat") as file:
                 return file.read().rpartition(")")[2].split()[0] == "Z"
-        except (OSError, ValueError, IndexError):
-            return self.shell.poll() is not None
+        except OSError:
+            return True
 
     def log(self) -> str:
         """What the daemon has logged."""
