@@ -146,7 +146,7 @@ START_TEST(a_pool_that_is_gone_leaves_no_fd_or_memory)
         if (i == 0)
             before = test_fd_count(server.pid); /* the executor runs from now on */
     }
-    ck_assert_uint_eq(test_fd_count(server.pid), before);
+    test_expect_fd_count(server.pid, before);
     test_expect_clean_audit(connection);
 }
 END_TEST

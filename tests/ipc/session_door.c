@@ -240,7 +240,7 @@ START_TEST(a_body_in_a_memfd_is_taken_only_sealed_and_of_its_size)
     test_reply_free(&reply);
     free(session);
     stats_calls(connection);
-    ck_assert_uint_eq(test_fd_count(server.pid), before);
+    test_expect_fd_count(server.pid, before);
 }
 END_TEST
 
@@ -257,7 +257,7 @@ START_TEST(file_descriptors_that_no_one_wants_are_refused_and_closed)
     test_send(connection, GET_STATS, 12, &request.base, fds, KVP_MESSAGE_FDS_MAX);
     expect_error(connection, KVP_EPROTO, 12, "64 came");
     stats_calls(connection);
-    ck_assert_uint_eq(test_fd_count(server.pid), before);
+    test_expect_fd_count(server.pid, before);
 }
 END_TEST
 
@@ -353,7 +353,7 @@ START_TEST(a_killed_process_leaves_nothing_behind)
         close(ready[1]);
     }
     wait_for_sessions(connection, 1);
-    ck_assert_uint_eq(test_fd_count(server.pid), before);
+    test_expect_fd_count(server.pid, before);
 }
 END_TEST
 
@@ -408,7 +408,7 @@ START_TEST(two_hundred_connections_are_served_at_once)
     for (int i = 0; i < 200; i++)
         close(sockets[i]);
     wait_for_sessions(connection, 1);
-    ck_assert_uint_eq(test_fd_count(server.pid), before);
+    test_expect_fd_count(server.pid, before);
 }
 END_TEST
 

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -350,6 +351,17 @@ unsigned test_fd_count(pid_t pid)
         n += entry->d_name[0] != '.';
     closedir(dir);
     return n;
+}
+
+void test_expect_fd_count(pid_t pid, unsigned wanted)
+{
+    uint64_t until = test_now_ms() + TEST_WAIT_MS;
+    unsigned n;
+
+    while ((n = test_fd_count(pid)) != wanted) {
+        ck_assert_msg(test_now_ms() < until, "%d has %u file descriptors open, not %u", (int)pid, n, wanted);
+        sched_yield();
+    }
 }
 
 unsigned test_resident_kib(pid_t pid, const char *field)

@@ -81,6 +81,8 @@ bool test_hung_up(int socket);
 
 /* Open fds of a process. */
 unsigned test_fd_count(pid_t pid);
+/* Wait until it has so many: one of its threads may hold another for a moment. */
+void test_expect_fd_count(pid_t pid, unsigned wanted);
 /* A line of /proc/PID/status, in KiB: "VmRSS", "RssAnon". */
 unsigned test_resident_kib(pid_t pid, const char *field);
 
