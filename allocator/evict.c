@@ -5,7 +5,8 @@
  * recently released first. A row lets go of its pages from the last to the first, so that within a list a page comes
  * after all that extend it, and the end of a list is a leaf. Not so where two writers of a block left one page behind
  * that is older than what extends it: such a page is taken out of its list when it comes to the end (parked), and put
- * back there when its last child is gone.
+ * back there when its last child is gone. A transaction parks KVP_PARKS_MAX of them; an eviction that meets more is stuck
+ * until others have parked the rest.
  *
  * The victim is the one of the lists' ends that the policy gives the least (policy.c), of the lists that the taker may
  * evict from: its own tenant's, and those of tenants that have more than their guaranteed share. Under policy lru every
@@ -308,14 +309,15 @@ static __attribute__((noinline)) enum kvp_status park(struct kvp_ledger *ledger,
     return KVP_OK;
 }
 
-/* The page at the end of a list that is a leaf, parking those in front of it that are not. KVP_NONE: the list is empty. */
-static inline enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_map *m, struct list_cut *cut,
+/* The page at the end of a list that is a leaf, parking those in front of it that are not. KVP_NONE: the list is empty,
+ * or it is stuck. */
+static inline enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct pool_map *m, struct page_drop *drop,
                                         uint32_t tenant, uint32_t class, uint32_t *ret_page)
 {
     const uint64_t *list = &m->tenants[tenant].lists[class];
     uint32_t last;
     *ret_page = KVP_NONE;
-    while ((last = list_last(list, cut)) != 0) {
+    while ((last = list_last(list, &drop->cut)) != 0) {
         uint32_t page = last - 1;
         if (!is_listed(m, tenant, class, page))
             return KVP_ECORRUPT;
@@ -323,7 +325,11 @@ static inline enum kvp_status list_leaf(struct kvp_ledger *ledger, const struct 
             *ret_page = page;
             return KVP_OK;
         }
-        TRY(park(ledger, m, cut, list, page));
+        drop->stuck = ledger->txn_parks == KVP_PARKS_MAX;
+        if (drop->stuck)
+            return KVP_OK;
+        TRY(park(ledger, m, &drop->cut, list, page));
+        ledger->txn_parks++;
     }
     return KVP_OK;
 }
@@ -347,7 +353,7 @@ static enum kvp_status look_at_ends(struct kvp_ledger *ledger, const struct pool
     for (; victims->moved != 0; victims->moved &= victims->moved - 1) {
         uint32_t class = (uint32_t)__builtin_ctz(victims->moved), page = KVP_NONE;
         if (lists[class] != 0)
-            TRY(list_leaf(ledger, m, &drop->cut, victims->tenant, class, &page));
+            TRY(list_leaf(ledger, m, drop, victims->tenant, class, &page));
         victims->pages[class] = page;
         victims->stays[class] = page != KVP_NONE ? policy_stays(m, page) : INT64_MAX;
         if (page != KVP_NONE)
@@ -416,7 +422,7 @@ static enum kvp_status evict_run(struct kvp_ledger *ledger, const struct pool_ma
         TRY(evict_page(ledger, m, drop, page, &put_back));
         if (++evicted == n || put_back != KVP_NONE)
             break;
-        TRY(list_leaf(ledger, m, &drop->cut, victims->tenant, class, &page));
+        TRY(list_leaf(ledger, m, drop, victims->tenant, class, &page));
     } while (page != KVP_NONE && policy_stays(m, page) < others);
     if (put_back != KVP_NONE)
         victims->moved |= 1u << USE_CLASS(m->entries[put_back].use);
@@ -425,15 +431,15 @@ static enum kvp_status evict_run(struct kvp_ledger *ledger, const struct pool_ma
 }
 
 enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope, uint32_t n,
-                            uint64_t room_after, uint32_t *ret_evicted)
+                            uint64_t room_after, uint32_t *ret_evicted, bool *ret_stuck)
 {
     uint32_t evicted = 0;
     struct page_drop drop = drop_begin(m);
     struct victims victims = {.tenant = KVP_TENANTS_MAX};
-    while (evicted < n) {
+    while (evicted < n && !drop.stuck) {
         uint32_t class = 0, most, some;
         TRY(find_victims(ledger, m, &drop, scope, &victims, &class));
-        if (victims.tenant == KVP_TENANTS_MAX)
+        if (victims.tenant == KVP_TENANTS_MAX || drop.stuck)
             break;
         most = may_evict(m, &drop, victims.tenant, scope);
         TRY(evict_run(ledger, m, &drop, &victims, class, most < n - evicted ? most : n - evicted, room_after, &some));
@@ -441,6 +447,7 @@ enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m,
     }
     drop_end(ledger, m, &drop);
     *ret_evicted = evicted;
+    *ret_stuck = drop.stuck && evicted < n;
     return KVP_OK;
 }
 
@@ -463,8 +470,24 @@ enum kvp_status kvp_cache_evict(struct kvp_ledger *ledger, struct kvp_pool_id po
     }
     uint32_t room = txn_room_left(ledger) / ROOM_SMALL;
     uint32_t wanted = n < room ? n : room;
-    TRY(evict_pages(ledger, &m, scope, wanted, 0, ret_evicted));
-    *ret_more = *ret_evicted == wanted && wanted < n;
+    bool stuck;
+    TRY(evict_pages(ledger, &m, scope, wanted, 0, ret_evicted, &stuck));
+    *ret_more = stuck || (*ret_evicted == wanted && wanted < n);
+    return KVP_OK;
+}
+
+enum kvp_status kvp_cache_park(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t *ret_parked)
+{
+    struct pool_map m;
+    TRY(map_live_pool(ledger, pool, &m));
+    struct page_drop drop = drop_begin(&m);
+    for (uint32_t i = 0; i < KVP_TENANTS_MAX && m.tenants[i].used && !drop.stuck; i++) {
+        uint32_t page;
+        for (uint32_t class = 0; class < KVP_CLASSES && !drop.stuck; class ++)
+            TRY(list_leaf(ledger, &m, &drop, i, class, &page));
+    }
+    drop_end(ledger, &m, &drop);
+    *ret_parked = ledger->txn_parks;
     return KVP_OK;
 }
 

@@ -104,6 +104,7 @@ struct list_run {
 struct page_drop {
     uint64_t free_list;
     bool changed;
+    bool stuck; /* eviction met more pages that others extend than a transaction passes over */
     uint32_t tenant, freed, cached, evicted; /* not yet counted, of one tenant; those evicted are freed, too */
     struct list_cut cut;
     struct list_run run;
@@ -219,9 +220,10 @@ struct evict_scope {
     uint32_t taker;
     bool own, forced;
 };
-/* Free up to n pages; fewer: no more may go. Leaves room for `room_after` stores, or fails with KVP_ELIMIT. */
+/* Free up to n pages; fewer: no more may go, unless it is stuck (KVP_PARKS_MAX). Leaves room for `room_after` stores, or
+ * fails with KVP_ELIMIT. */
 enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m, struct evict_scope scope, uint32_t n,
-                            uint64_t room_after, uint32_t *ret_evicted);
+                            uint64_t room_after, uint32_t *ret_evicted, bool *ret_stuck);
 /* Whether a page is CACHED. */
 static inline bool is_cached(const struct pool_map *m, uint32_t page)
 {

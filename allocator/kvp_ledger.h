@@ -72,6 +72,7 @@ struct kvp_ledger {
     /* private: the open transaction, mirrored from the log */
     bool in_txn;
     uint32_t txn_stores;
+    uint32_t txn_parks;      /* see KVP_PARKS_MAX */
     uint32_t txn_stores_end; /* KVP_TXN_STORES_MAX in a transaction, 0 outside: so one comparison sees to both */
     uint32_t txn_serial;
     /* counts since it was opened: who compares them sees whether anything happened */
@@ -411,6 +412,8 @@ uint32_t kvp_attachment_next(const struct kvp_ledger *ledger, struct kvp_pool_id
  * @param reterr_short  with KVP_ENOPAGES: how many pages are missing
  * @retval KVP_EINVAL   over the pool's limit, or less than now without truncate
  * @retval KVP_EBUSY    a job is open on it, or its owner is DEAD
+ * @retval KVP_EAGAIN   eviction met more pages that others extend than one transaction passes over: after the abort,
+ *                      kvp_cache_park, and again. So from whatever takes pages.
  */
 enum kvp_status kvp_seq_reserve(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                 uint32_t reserved, bool truncate, struct kvp_after after, uint32_t *reterr_short);
@@ -563,10 +566,16 @@ enum kvp_status kvp_seq_block_key(const struct kvp_ledger *ledger, struct kvp_po
 /**
  * Free up to n CACHED pages, in the order in which the policy would.
  * @param tenant       only pages of the tenant of that id; KVP_NONE: of all, guaranteed shares included
- * @param ret_evicted  how many; less than n: there are no more that nothing extends, or the log is full (ret_more)
+ * @param ret_evicted  how many; less than n: there are no more that nothing extends, or the transaction is full (ret_more)
  */
 enum kvp_status kvp_cache_evict(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, uint32_t n,
                                 uint32_t *ret_evicted, bool *ret_more);
+/**
+ * Pass over pages that would be next but for what extends them, KVP_PARKS_MAX at most.
+ * @param ret_parked  how many; 0: none stands in the way
+ */
+enum kvp_status kvp_cache_park(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t *ret_parked);
+#define KVP_PARKS_MAX 16384u
 /** Free the blocks of this prefix from its last one on, up to the first that is held, or extended by another. */
 enum kvp_status kvp_cache_evict_prefix(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
                                        const struct kvp_block_key *keys, uint32_t *ret_evicted);

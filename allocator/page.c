@@ -42,10 +42,14 @@ static enum kvp_status evict_for(struct kvp_ledger *ledger, const struct pool_ma
 {
     const struct block_tenant *taker = &m->tenants[tenant];
     uint32_t evicted;
+    bool stuck;
     if (taker->quota != 0 && (uint64_t)taker->pages + n > taker->quota) {
         uint64_t over = (uint64_t)taker->pages + n - taker->quota;
         uint32_t wanted = over < taker->cached ? (uint32_t)over : taker->cached;
-        TRY(evict_pages(ledger, m, (struct evict_scope){.taker = tenant, .own = true}, wanted, 2 * n, &evicted));
+        struct evict_scope own = {.taker = tenant, .own = true};
+        TRY(evict_pages(ledger, m, own, wanted, 2 * n, &evicted, &stuck));
+        if (stuck)
+            return KVP_EAGAIN;
         if (evicted < over) {
             *reterr_short = (uint32_t)(over - evicted);
             return KVP_ENOPAGES;
@@ -53,7 +57,10 @@ static enum kvp_status evict_for(struct kvp_ledger *ledger, const struct pool_ma
     }
     uint32_t available = free_pages(m);
     if (n > available) {
-        TRY(evict_pages(ledger, m, (struct evict_scope){.taker = tenant}, n - available, 2 * n, &evicted));
+        struct evict_scope any = {.taker = tenant};
+        TRY(evict_pages(ledger, m, any, n - available, 2 * n, &evicted, &stuck));
+        if (stuck)
+            return KVP_EAGAIN;
         if (evicted < n - available) {
             *reterr_short = n - available - evicted;
             return KVP_ENOPAGES;

@@ -26,6 +26,7 @@ void kvp_txn_begin(struct kvp_ledger *ledger)
     KVP_ASSERT(!ledger->in_txn && ledger->txn_stores == 0);
     ledger->in_txn = true;
     ledger->txn_stores_end = KVP_TXN_STORES_MAX;
+    ledger->txn_parks = 0;
     ledger->txn_serial++;
 }
 

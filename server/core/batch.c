@@ -77,6 +77,14 @@ enum kvp_status core_reclaimed(struct kvp_core *core, struct turn *turn, struct 
     return pool->reclaim_due ? core_wait(core, turn, WAIT_RECLAIM, pool->id.slot) : KVP_OK;
 }
 
+enum kvp_status core_reclaimed_for(struct kvp_core *core, struct turn *turn, struct pool_state *pool, uint64_t pages)
+{
+    struct kvp_pool_view view;
+    if (!pool->reclaim_due || kvp_pool_get(core->ledger, pool->id, &view) != KVP_OK || pages <= view.free_pages)
+        return KVP_OK;
+    return core_reclaimed(core, turn, pool);
+}
+
 /* ---- attachments ------------------------------------------------------------------------------------------------- */
 
 enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool, bool make,

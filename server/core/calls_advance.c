@@ -115,17 +115,17 @@ static uint32_t pages_for(const struct pool_state *pool, uint32_t tokens)
     return (uint32_t)(((uint64_t)tokens + pool->spec->page_tokens - 1) / pool->spec->page_tokens);
 }
 
-/* What the whole batch is short of, when sequence i was the first that found no pages. */
-static uint64_t batch_short(const struct pool_state *pool, const struct kvp_seq_view *views, const uint32_t *reserved,
-                            size_t n, size_t i, uint32_t short_pages)
+/* How many pages the sequences from `from` on take; what they give up is not counted. */
+static uint64_t batch_pages(const struct pool_state *pool, const struct kvp_seq_view *views, const uint32_t *reserved,
+                            size_t from, size_t n)
 {
-    uint64_t missing = short_pages;
-    for (size_t k = i + 1; k < n; k++) {
+    uint64_t pages = 0;
+    for (size_t k = from; k < n; k++) {
         uint32_t needed = pages_for(pool, reserved[k]);
         if (needed > views[k].row_pages)
-            missing += needed - views[k].row_pages;
+            pages += needed - views[k].row_pages;
     }
-    return missing;
+    return pages;
 }
 
 static enum kvp_status check_advance(struct kvp_core *core, const struct pool_state *pool,
@@ -183,7 +183,7 @@ static enum kvp_status advance_one(struct kvp_core *core, struct turn *turn, str
     enum kvp_status status =
         kvp_seq_reserve(core->ledger, pool->id, views[i].id, reserved, request->truncate != 0, after[i], &short_pages);
     if (status == KVP_ENOPAGES) {
-        core->error_missing = batch_short(pool, views, request->reserved, request->n_seqs, i, short_pages);
+        core->error_missing = short_pages + batch_pages(pool, views, request->reserved, i + 1, request->n_seqs);
         return core_short(core, turn, pool, pages > views[i].row_pages ? pages - views[i].row_pages : 1);
     }
     if (status == KVP_OK)
@@ -226,11 +226,12 @@ static enum kvp_status advance_all(struct kvp_core *core, struct turn *turn, str
                    request->n_after_values, request->after_values, &after));
     TRY(core_blocks(core, pool, turn->session.spec.tenant, request->blocks, n, views, &blocks));
     TRY(check_advance(core, pool, request, &blocks, views));
+    TRY(core_reclaimed_for(core, turn, pool, batch_pages(pool, views, request->reserved, 0, n)));
     kvp_txn_begin(core->ledger);
     for (size_t i = 0; i < n; i++) {
         enum kvp_status status = advance_one(core, turn, pool, request, &blocks, views, after, i);
         if (status != KVP_OK)
-            return core_abort(core, status);
+            return core_abort_taking(core, turn, pool, status);
     }
     TRY(core_commit(core, turn, n, 0));
     if (request->truncate) {

@@ -213,6 +213,18 @@ static void fill_source(const Kvpool__V1__AppendRequest *request, Kvpool__V1__Ex
     job->wait_value = request->wait_value;
 }
 
+/* How many pages the sequences from `from` on take. */
+static uint64_t append_pages(const Kvpool__V1__AppendRequest *request, const struct append *append, size_t from)
+{
+    uint64_t pages = 0;
+    for (size_t k = from; k < request->n_seqs; k++) {
+        uint32_t needed = pages_of(append->pool, request->at[k] + request->tokens[k]);
+        if (needed > append->views[k].row_pages)
+            pages += needed - append->views[k].row_pages;
+    }
+    return pages;
+}
+
 static enum kvp_status reserve_all(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
                                    const struct append *append)
 {
@@ -224,12 +236,7 @@ static enum kvp_status reserve_all(struct kvp_core *core, struct turn *turn, con
         enum kvp_status status = kvp_seq_reserve(core->ledger, pool->id, append->views[i].id, end, false,
                                                  (struct kvp_after){0}, &short_pages);
         if (status == KVP_ENOPAGES) {
-            core->error_missing = short_pages;
-            for (size_t k = i + 1; k < request->n_seqs; k++) {
-                uint32_t needed = pages_of(pool, request->at[k] + request->tokens[k]);
-                if (needed > append->views[k].row_pages)
-                    core->error_missing += needed - append->views[k].row_pages;
-            }
+            core->error_missing = short_pages + append_pages(request, append, i + 1);
             return core_short(core, turn, pool, pages_of(pool, end) - append->views[i].row_pages);
         }
         if (status != KVP_OK)
@@ -353,6 +360,7 @@ static enum kvp_status zero_first(struct kvp_core *core, struct turn *turn, cons
 static enum kvp_status begin_job(struct kvp_core *core, struct turn *turn, const Kvpool__V1__AppendRequest *request,
                                  struct append *append, struct kvp_job_spec *spec, struct kvp_job_id *ret_job)
 {
+    TRY(core_reclaimed_for(core, turn, append->pool, append_pages(request, append, 0)));
     kvp_txn_begin(core->ledger);
     enum kvp_status status = reserve_all(core, turn, request, append);
     if (status == KVP_OK && core_zero_due(core, append->pool))
@@ -361,7 +369,7 @@ static enum kvp_status begin_job(struct kvp_core *core, struct turn *turn, const
     if (status == KVP_OK)
         status = make_job(core, turn, request, append, spec, ret_job);
     if (status != KVP_OK)
-        return core_abort(core, status);
+        return core_abort_taking(core, turn, append->pool, status);
     status = core_commit(core, turn, spec->timeline, spec->value);
     if (status != KVP_OK)
         core_job_forget(core, *ret_job);

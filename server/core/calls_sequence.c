@@ -84,7 +84,7 @@ static enum kvp_status fork_new(struct kvp_core *core, struct turn *turn, struct
     kvp_txn_begin(core->ledger);
     enum kvp_status status = fork_all(core, turn, pool, request, parents, children);
     if (status != KVP_OK)
-        return core_abort(core, status);
+        return core_abort_taking(core, turn, pool, status);
     TRY(core_commit(core, turn, n, 0));
     return core_publish_views(core, pool, children, n);
 }

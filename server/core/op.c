@@ -299,6 +299,22 @@ enum kvp_status core_abort(struct kvp_core *core, enum kvp_status status)
     return status;
 }
 
+enum kvp_status core_abort_taking(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
+                                  enum kvp_status status)
+{
+    uint32_t parked = 0;
+    kvp_txn_abort(core->ledger);
+    if (status != KVP_EAGAIN)
+        return status;
+    kvp_txn_begin(core->ledger);
+    if (kvp_cache_park(core->ledger, pool->id, &parked) != KVP_OK || parked == 0)
+        return core_abort(core, status);
+    kvp_txn_commit(core->ledger);
+    pool->reclaim_due = true;
+    core_due(core, core->now_ms);
+    return core_wait(core, turn, WAIT_RECLAIM, pool->id.slot);
+}
+
 enum kvp_status core_commit(struct kvp_core *core, struct turn *turn, uint64_t value0, uint64_t value1)
 {
     if (turn->has_session && turn->call_id != 0) {

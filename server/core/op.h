@@ -128,6 +128,10 @@ enum kvp_status core_job_await(struct kvp_core *core, struct turn *turn, struct 
 enum kvp_status core_commit(struct kvp_core *core, struct turn *turn, uint64_t value0, uint64_t value1);
 /* Abort. @return status */
 enum kvp_status core_abort(struct kvp_core *core, enum kvp_status status);
+/* The same of a transaction that takes pages. Where eviction is stuck, a slice of what is in its way is parked, and the
+ * call runs again: KVP_WAIT. */
+enum kvp_status core_abort_taking(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
+                                  enum kvp_status status);
 
 /* ---- batch.c: sequences that a call names ------------------------------------------------------------------------ */
 
@@ -154,6 +158,8 @@ enum kvp_status core_refuse_or_wait(struct kvp_core *core, struct turn *turn, co
 enum kvp_status core_short(struct kvp_core *core, struct turn *turn, const struct pool_state *pool, uint32_t wanted);
 /* Rows given up, and not released yet, come first. KVP_WAIT until they have. */
 enum kvp_status core_reclaimed(struct kvp_core *core, struct turn *turn, struct pool_state *pool);
+/* The same where the free pages are too few: before cached ones go for them, those of such rows come back. */
+enum kvp_status core_reclaimed_for(struct kvp_core *core, struct turn *turn, struct pool_state *pool, uint64_t pages);
 enum kvp_status core_length_check(struct kvp_core *core, const char *what, size_t n, size_t expected);
 /* The caller's attachment, LIVE. With `make`, one that maps nothing is made (in the open transaction). */
 enum kvp_status core_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool, bool make,

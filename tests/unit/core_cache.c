@@ -543,6 +543,67 @@ START_TEST(an_evict_that_a_restart_cuts_off_goes_on_where_it_was)
 }
 END_TEST
 
+START_TEST(pages_that_rows_are_giving_back_come_before_cached_ones)
+{
+    uint64_t seq;
+    begin_sliced();
+    for (uint64_t key = 1; key <= 2; key++) {
+        ck_assert_int_eq(shell_open(shell, a, "p", key, false, &seq), KVP_OK);
+        ck_assert_int_eq(shell_advance(shell, a, "p", seq, 13 * T, 0), KVP_OK);
+        close_ok(a, seq); /* 5 of its 13 pages are back at once; 14 were free */
+    }
+    ck_assert_uint_eq(cache_view().evictions, 0);
+    ck_assert_uint_eq(match_prompt(a, 200), 200);
+}
+END_TEST
+
+/* Two writers of the same blocks, of which the first one's stay cached, and the second goes on behind them: so none of
+ * the cached ones may go, and all are at the end of their list. What looks for one that may does it in slices. */
+START_TEST(pages_that_others_extend_are_passed_over_in_slices)
+{
+    enum { BLOCKS = 2 * KVP_PARKS_MAX, PAGES = 2 * BLOCKS + 2 };
+    static const struct pool_of large = {.name = "p",
+                                         .pages = PAGES,
+                                         .page_tokens = 1,
+                                         .layers = 1,
+                                         .max_sequences = 8,
+                                         .max_sequence_tokens = BLOCKS + 2};
+    static uint32_t tokens[BLOCKS + 1];
+    Kvpool__V1__AdvanceRequest request = KVPOOL__V1__ADVANCE_REQUEST__INIT;
+    struct named named;
+    uint64_t first, second, third;
+    uint32_t wanted = 2;
+    cache_end();
+    cache_begin_with("host", &large);
+    for (uint32_t i = 0; i <= BLOCKS; i++)
+        tokens[i] = i;
+    Kvpool__V1__Blocks *blocks = by_tokens(&named, tokens, BLOCKS, 0);
+    ck_assert_int_eq(shell_open(shell, a, "p", 1, false, &first), KVP_OK);
+    ck_assert_int_eq(shell_open(shell, a, "p", 2, false, &second), KVP_OK);
+    ck_assert_int_eq(shell_open(shell, b, "p", 3, false, &third), KVP_OK);
+    ck_assert_int_eq(finish(advance_blocks(a, first, BLOCKS, BLOCKS, blocks, 0)), KVP_OK);
+    ck_assert_int_eq(finish(advance_blocks(a, second, BLOCKS, BLOCKS, blocks, 0)), KVP_OK);
+    blocks = by_tokens(&named, tokens + BLOCKS, 1, BLOCKS);
+    ck_assert_int_eq(finish(advance_blocks(a, second, BLOCKS + 1, BLOCKS + 1, blocks, 0)), KVP_OK);
+    close_ok(a, first);
+    while (cache_view().cached_pages != BLOCKS)
+        shell_tick(shell);
+    request.pool = (char *)"p";
+    request.n_seqs = request.n_reserved = 1;
+    request.seqs = &third;
+    request.reserved = &wanted;
+    struct shell_call *call = shell_send(shell, b, KVPOOL__V1__METHOD__METHOD_ADVANCE, &request.base, NULL);
+    ck_assert(!call->answered);
+    shell_run_ms(shell, 1);
+    ck_assert(call->answered);
+    assert_refused(call, KVP_ENOPAGES, "is short of 1 pages");
+    ck_assert_uint_eq(evict(a, 0, NULL, false), 0);
+    close_ok(a, second);
+    ck_assert_int_eq(shell_advance(shell, b, "p", third, BLOCKS + 2, 0), KVP_OK);
+    ck_assert_uint_eq(evict(a, 0, NULL, false), BLOCKS);
+}
+END_TEST
+
 START_TEST(evict_of_a_prefix_stops_at_what_is_held_or_extended)
 {
     struct named named;
@@ -615,6 +676,8 @@ int main(void)
     tcase_add_test(call, evict_takes_so_many_pages_from_the_ends);
     tcase_add_test(call, evict_of_more_than_a_slice_goes_on_until_it_is_done);
     tcase_add_test(call, an_evict_that_a_restart_cuts_off_goes_on_where_it_was);
+    tcase_add_test(call, pages_that_rows_are_giving_back_come_before_cached_ones);
+    tcase_add_test(call, pages_that_others_extend_are_passed_over_in_slices);
     tcase_add_test(call, evict_of_a_prefix_stops_at_what_is_held_or_extended);
     tcase_add_test(call, only_root_and_the_daemons_user_evict_what_is_others);
     tcase_add_test(call, what_is_cached_gives_way_to_what_is_needed);
