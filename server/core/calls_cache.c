@@ -3,9 +3,9 @@
  * calls_advance.c.
  *
  * All are of one tenant, the caller's: what another's pages hold is no match. The ledger keeps a pin's lease in ms; when
- * it ends is known here alone, so that a daemon that adopts begins it anew. Evict frees a slice a turn and lets others
- * be served between them; how many pages went so far is in the call's outcome, so that a repeat after a restart goes on
- * from there.
+ * it ends is known here alone, so that a daemon that adopts begins it anew. Evict of so many pages frees a slice a turn
+ * and lets others be served between them; how many went so far is in the call's outcome, so that a repeat after a restart
+ * goes on from there. The blocks of prefixes, KVP_CALL_PAGES_MAX at most, go in one turn.
  */
 #include "blocks.h"
 
