@@ -145,9 +145,9 @@ enum batch_flags {
 /* Check n handles, fold their words, and look at them. Views are the call's memory. KVP_WAIT: a job is about to end. */
 enum kvp_status core_batch(struct kvp_core *core, struct turn *turn, struct pool_state *pool, const char *what,
                            size_t n, const uint64_t *handles, unsigned flags, struct kvp_seq_view **ret_views);
-/* Why the ledger refused a change of sequence i. */
 /* Whether another sequence, pin or cut could get a row. */
 bool core_rows_left(const struct kvp_core *core, const struct pool_state *pool);
+/* Why the ledger refused a change of sequence i. */
 enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *pool, enum kvp_status status,
                                 const char *what, size_t i, uint64_t handle);
 /* The same, or KVP_WAIT where rows given up hold what the call lacks. */
