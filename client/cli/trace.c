@@ -114,9 +114,10 @@ static bool take_ids(const json_t *object, struct trace *trace, struct trace_req
     for (size_t i = 0; i < json_array_size(ids); i++) {
         const json_t *id = json_array_get(ids, i);
 
-        snprintf(name, sizeof(name), "hash_ids[%zu]", i);
-        if (!json_is_integer(id) || json_integer_value(id) < 0)
+        if (!json_is_integer(id) || json_integer_value(id) < 0) {
+            snprintf(name, sizeof(name), "hash_ids[%zu]", i);
             return complain_of_value(reterr_wrong, name, id, "a number from 0 to 9223372036854775807");
+        }
         if (!trace_add_block(trace, (uint64_t)json_integer_value(id)))
             return complain(reterr_wrong, "out of memory");
     }
