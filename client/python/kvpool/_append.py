@@ -6,6 +6,7 @@ was needed and made anew when more is; its lock is held from the begin to the pr
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import threading
 from collections.abc import Sequence as Listing
@@ -17,6 +18,7 @@ from .errors import InvalidArgument, check
 if TYPE_CHECKING:
     import array
 
+    from .client import Owner
     from .pool import Pool
 
 
@@ -102,7 +104,8 @@ class Step:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.sizes = (0, 0, 0)
-        self._owner: int | None = None
+        self._owner: Owner | None = None
+        self._pid = os.getpid()
 
     def __del__(self) -> None:
         if not sys.is_finalizing():
@@ -114,19 +117,20 @@ class Step:
             self.end()
             self.sizes = (min(_grown(self.sizes[0], batch), _abi.INDEX_BATCH_MAX), _grown(self.sizes[1], tokens),
                           _grown(self.sizes[2], pages))
-            owner, made = pool.pointer.pointer, ctypes.c_void_p()
-            check(_abi.library().kvp_step_create(pool.pointer, 0, *self.sizes, ctypes.byref(made)))
-            _abi.library().kvp_owner_retain(owner)  # by its address: this object may be finalized behind an Owner
-            self.pointer, self._owner = made.value, owner
+            self._owner, made = pool.pointer, ctypes.c_void_p()
+            check(_abi.library().kvp_step_create(self._owner, 0, *self.sizes, ctypes.byref(made)))
+            self.pointer = made.value
         assert self.pointer is not None
         return self.pointer
 
     def end(self) -> None:
-        """Free it, when what is enqueued with it is done."""
-        if self.pointer is not None:
-            _abi.library().kvp_step_destroy(self.pointer)
-            _abi.library().kvp_owner_release(self._owner)
-            self.pointer = self._owner = None
+        """Free it, when what is enqueued with it is done. Not where its pool is gone, of a cycle that the garbage
+        collector finalizes in its own order; nor in a forked child: a thread of the parent may have been in the middle
+        of it."""
+        pointer, self.pointer = self.pointer, None
+        if pointer is not None and self._owner and self._pid == os.getpid():
+            _abi.library().kvp_step_destroy(pointer)
+        self._owner = None
 
 
 class Steps:
@@ -135,6 +139,7 @@ class Steps:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._steps: dict[int, Step] = {}
 
     def _of(self, stream: int) -> Step:
@@ -166,7 +171,11 @@ class Steps:
             check(_abi.library().kvp_copy_owed(pointer, len(copies), array_, stream))
 
     def end(self) -> None:
-        """Free them all, when what is enqueued with them is done."""
+        """Free them all, when what is enqueued with them is done. Of a forked child's, nobody would give the locks
+        back."""
+        if self._pid != os.getpid():
+            self._steps = {}
+            return
         with self._lock:
             for step in self._steps.values():
                 with step.lock:

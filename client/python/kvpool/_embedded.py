@@ -142,6 +142,15 @@ def end() -> None:
         _running.clear()
 
 
+def _forked() -> None:
+    """A thread of the parent's may have had the lock, and is not here to give it back."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 @atexit.register
 def _leave() -> None:
     if _abi.library.cache_info().currsize:
