@@ -10,6 +10,7 @@ started by a process, at the first connect() that needs it; a forked child start
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -151,8 +152,15 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
+def _ends_with_process() -> bool:
+    """Whether this is the main interpreter: another one may end, and the process goes on."""
+    mine, main = (ctypes.PYFUNCTYPE(ctypes.c_void_p)((f"PyInterpreterState_{name}", ctypes.pythonapi))
+                  for name in ("Get", "Main"))
+    return bool(mine() == main())
+
+
 @atexit.register
 def _leave() -> None:
-    if _abi.library.cache_info().currsize:
+    if _abi.library.cache_info().currsize and _ends_with_process():
         _abi.library().kvp_owner_forever()
     end()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib.util
 import pickle
 import unittest
 
@@ -159,6 +160,33 @@ class Threads(unittest.TestCase):
     def test_what_one_thread_closes_the_calls_of_others_may_end_with(self) -> None:
         done = run(ROUNDS)
         self.assertEqual((done.returncode, done.stderr, done.stdout), (0, "", "1 []\n"))
+
+
+INTERPRETERS = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+import kvpool
+
+first = kvpool.connect(backend="host")
+pool = first.create_pool(kvpool.PoolSpec("interpreters", pages=64, page_size=4, kv_heads=2, head_dim=8))
+source = f"import kvpool; pool = kvpool.connect({first.endpoint!r}).attach('interpreters'); held = pool.plane(0)"
+for _ in range(3):
+    other = interpreters.create()
+    (interpreters.exec if hasattr(interpreters, "exec") else interpreters.run_string)(other, source)
+    interpreters.destroy(other)
+pool.detach()
+print(first.describe("interpreters").attachments, first.audit())
+"""
+
+
+class Interpreters(unittest.TestCase):
+    @unittest.skipUnless(importlib.util.find_spec("_interpreters") or importlib.util.find_spec("_xxsubinterpreters"),
+                         "this Python has one interpreter")
+    def test_one_that_ends_gives_up_what_it_had_and_no_more(self) -> None:
+        done = run(INTERPRETERS)
+        self.assertEqual((done.returncode, done.stderr, done.stdout), (0, "", "0 []\n"))
 
 
 class Collected(unittest.TestCase):
