@@ -97,7 +97,8 @@ class Advance:
             status = call(pointer, *outputs)
             if status == 0:
                 self._done()
-        except BaseException:  # the daemon is asked for what there is room for when it matters
+        except BaseException:  # it was done, or not: the daemon is asked for what there is room for when it matters
+            self._done()
             for seq in self._seqs:
                 seq._reserved = None
             raise

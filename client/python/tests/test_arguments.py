@@ -147,6 +147,19 @@ class Unfinished(PoolTest):
         pool = self.pool(dtype="float32")
         seq, hits, inside = pool.open(1), 0, False
 
+        def work() -> None:
+            nonlocal inside
+            while True:
+                inside = True
+                length = len(seq)
+                if length > 90:
+                    seq.truncate(hits % 9)
+                    continue
+                count = 1 + length % 4
+                values = numpy.arange(length, length + count, dtype="f4")
+                k = numpy.broadcast_to(values[:, None, None], (count, 2, 8))
+                seq.append(k, k)
+
         def interrupt(*_: object) -> None:
             nonlocal inside
             if inside:
@@ -159,16 +172,7 @@ class Unfinished(PoolTest):
         signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0011)
         while hits < 100:
             try:
-                while True:
-                    inside = True
-                    length = len(seq)
-                    if length > 90:
-                        seq.truncate(hits % 9)
-                        continue
-                    count = 1 + length % 4
-                    values = numpy.arange(length, length + count, dtype="f4")
-                    k = numpy.broadcast_to(values[:, None, None], (count, 2, 8))
-                    seq.append(k, k)
+                work()
             except KeyboardInterrupt:
                 hits += 1
             finally:
