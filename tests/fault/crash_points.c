@@ -6,13 +6,13 @@
  * memory is recovered; it must pass the audit and be in exactly the state before. Now and then the recovery too is
  * stopped, at each of its stores, and done again: it must come to the same bytes.
  *
- * --programs and --seed: see programs.h. A sanitizer's run takes fewer programs, and as many stores of each.
+ * --programs and --seed: see seed.h. A sanitizer's run takes fewer programs, and as many stores of each.
  */
 #include "layout.h"
 #include "ledger_block.h"
 #include "ledger_image.h"
 #include "ledger_naive.h"
-#include "programs.h"
+#include "seed.h"
 
 #include <setjmp.h>
 

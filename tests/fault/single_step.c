@@ -6,12 +6,12 @@
  * ledger's memory, a copy of that is recovered: it must pass the audit, and be in the state before the transaction, or,
  * from some instruction on and then to the end, in the state after it.
  *
- * --programs and --seed: see programs.h. Skipped, by name, where ptrace is not allowed.
+ * --programs and --seed: see seed.h. Skipped, by name, where ptrace is not allowed.
  */
 #include "ledger_block.h"
 #include "ledger_image.h"
 #include "ledger_naive.h"
-#include "programs.h"
+#include "seed.h"
 
 #include <signal.h>
 #include <sys/ptrace.h>

@@ -2,14 +2,11 @@
  * Runs a fuzz target without libFuzzer: inputs from a seed, half of them of any bytes, half shaped like protobuf (tags,
  * lengths, nested pieces), so that every build and compiler meets the target in ctest.
  *
- * KVPOOL_SEED: the seed, printed; else 1, and in long runs ($KVPOOL_TEST_LONG) the clock's. KVPOOL_FUZZ_RUNS: how many
- * inputs, 20 000.
+ * KVPOOL_FUZZ_RUNS: how many inputs, 20 000. The seed is test_seed's, and printed.
  */
-#include <inttypes.h>
+#include "seed.h"
+
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
 
 #define INPUT_BYTES_MAX 2048
 
@@ -82,12 +79,12 @@ static size_t make(uint8_t *to)
 
 int main(void)
 {
-    const char *seed = getenv("KVPOOL_SEED"), *runs = getenv("KVPOOL_FUZZ_RUNS");
+    const char *runs = getenv("KVPOOL_FUZZ_RUNS");
     unsigned long n = runs != NULL ? strtoul(runs, NULL, 0) : 20000;
     static uint8_t input[INPUT_BYTES_MAX + 256];
 
-    state = seed != NULL ? strtoull(seed, NULL, 0) : getenv("KVPOOL_TEST_LONG") != NULL ? (uint64_t)time(NULL) : 1;
-    printf("KVPOOL_SEED=%" PRIu64 ", %lu inputs\n", state, n);
+    state = test_seed();
+    printf("KVPOOL_TEST_SEED=%" PRIu64 ", %lu inputs\n", state, n);
     fflush(stdout);
     for (unsigned long i = 0; i < n; i++)
         LLVMFuzzerTestOneInput(input, make(input));

@@ -9,6 +9,7 @@
  * is 77. The seed is printed, and taken from KVPOOL_TEST_SEED.
  */
 #include "exec_gpu.h"
+#include "seed.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -26,7 +27,8 @@ uint64_t seed;
 
 static void setup(void)
 {
-    seed = exec_seed();
+    seed = test_seed();
+    printf("seed %" PRIu64 "\n", seed);
     exec_peer_start(&peer, "cuda");
     ck_assert_int_eq(exec_peer_hello(&peer, "cuda"), KVP_OK);
 }

@@ -3,6 +3,7 @@
  * buffers, copies, index results, and the order between sessions.
  */
 #include "exec_peer.h"
+#include "seed.h"
 
 #include <check.h>
 #include <fcntl.h>
@@ -20,7 +21,8 @@ static uint64_t seed;
 
 static void setup(void)
 {
-    seed = exec_seed();
+    seed = test_seed();
+    printf("seed %" PRIu64 "\n", seed);
     exec_peer_start(&peer, "host");
     ck_assert_int_eq(exec_peer_hello(&peer, "host"), KVP_OK);
 }

@@ -3,6 +3,7 @@
  * end at end-of-file, and its death in the middle of an append.
  */
 #include "exec_peer.h"
+#include "seed.h"
 
 #include <check.h>
 #include <fcntl.h>
@@ -27,7 +28,8 @@ static uint64_t seed;
 
 static void setup(void)
 {
-    seed = exec_seed();
+    seed = test_seed();
+    printf("seed %" PRIu64 "\n", seed);
     exec_peer_start(&peer, "host");
 }
 

@@ -2,6 +2,7 @@
  * What kvpool-exec must refuse in a job, on the host backend: each wrong field by itself, with the slab unchanged.
  */
 #include "exec_peer.h"
+#include "seed.h"
 
 #include <check.h>
 #include <stdio.h>
@@ -18,7 +19,8 @@ static uint64_t seed;
 
 static void setup(void)
 {
-    seed = exec_seed();
+    seed = test_seed();
+    printf("seed %" PRIu64 "\n", seed);
     exec_peer_start(&peer, "host");
     ck_assert_int_eq(exec_peer_hello(&peer, "host"), KVP_OK);
 }

@@ -1,11 +1,11 @@
 /**
  * The ledger against the naive one: random programs, the whole observable state compared and audited after every step.
  *
- * --programs and --seed: see programs.h.
+ * --programs and --seed: see seed.h.
  */
 #include "ledger_block.h"
 #include "ledger_naive.h"
-#include "programs.h"
+#include "seed.h"
 
 #define STEPS 400
 

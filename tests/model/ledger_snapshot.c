@@ -3,12 +3,12 @@
  * nothing is lost and nothing is torn. At the moment at which it is taken it holds every word of the ledger that counts,
  * shows what the naive ledger shows, and passes the audit; and transactions after that do not reach it.
  *
- * --programs and --seed: see programs.h.
+ * --programs and --seed: see seed.h.
  */
 #include "layout.h"
 #include "ledger_block.h"
 #include "ledger_naive.h"
-#include "programs.h"
+#include "seed.h"
 
 #include <sys/mman.h>
 

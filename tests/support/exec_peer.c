@@ -13,7 +13,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define ANSWER_MS 60000
@@ -39,17 +38,6 @@ uint64_t exec_random(uint64_t *seed)
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ z >> 27) * 0x94d049bb133111ebull;
     return z ^ z >> 31;
-}
-
-uint64_t exec_seed(void)
-{
-    const char *given = getenv("KVPOOL_TEST_SEED");
-    uint64_t seed = given != NULL                        ? strtoull(given, NULL, 0)
-                    : getenv("KVPOOL_TEST_LONG") != NULL ? (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid()
-                                                         : 1;
-
-    printf("seed %llu\n", (unsigned long long)seed);
-    return seed;
 }
 
 const struct exec_shape exec_plain = {

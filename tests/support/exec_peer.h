@@ -126,8 +126,6 @@ uint64_t exec_batch_interleave(struct exec_batch *batch, const struct exec_pool 
 void exec_batch_free(struct exec_batch *batch);
 
 uint64_t exec_random(uint64_t *seed);
-/* Where to begin: $KVPOOL_TEST_SEED, or 1, or in long runs ($KVPOOL_TEST_LONG) anywhere; it is printed. */
-uint64_t exec_seed(void);
 /** A memfd as a client would make it. */
 int exec_memfd(uint64_t bytes, void **ret_at);
 

@@ -182,21 +182,29 @@ START_TEST(of_two_writers_of_a_block_one_page_stays)
 }
 END_TEST
 
-START_TEST(a_second_writers_pages_are_published_when_the_first_ones_are_gone)
+/* One that wrote three blocks which another had written before it, and whose pages are evicted. */
+static struct kvp_seq_id second_writer(struct ledger_bed *bed)
 {
-    struct ledger_bed bed;
     uint32_t short_pages, evicted;
     size_t found;
     bool more;
+    struct kvp_seq_id first = open_story(bed, bed->attachment, 1, "a", 3, &found);
+    struct kvp_seq_id second = open_story(bed, bed->attachment, 2, "a", 3, &found);
+    ck_assert_int_eq(write_story(bed, first, "a", 3, &short_pages), KVP_OK);
+    ck_assert_int_eq(write_story(bed, second, "a", 3, &short_pages), KVP_OK);
+    close_seq(bed, first);
+    ck_assert_int_eq(kvp_cache_evict(bed->ledger, bed->pool, KVP_NONE, 10, &evicted, &more), KVP_OK);
+    ck_assert_uint_eq(evicted, 3);
+    return second;
+}
+
+START_TEST(a_second_writers_pages_are_published_when_the_first_ones_are_gone)
+{
+    struct ledger_bed bed;
+    uint32_t short_pages;
     make(&bed, 16);
     kvp_txn_begin(bed.ledger);
-    struct kvp_seq_id first = open_story(&bed, bed.attachment, 1, "a", 3, &found);
-    struct kvp_seq_id second = open_story(&bed, bed.attachment, 2, "a", 3, &found);
-    ck_assert_int_eq(write_story(&bed, first, "a", 3, &short_pages), KVP_OK);
-    ck_assert_int_eq(write_story(&bed, second, "a", 3, &short_pages), KVP_OK);
-    close_seq(&bed, first);
-    ck_assert_int_eq(kvp_cache_evict(bed.ledger, bed.pool, KVP_NONE, 10, &evicted, &more), KVP_OK);
-    ck_assert_uint_eq(evicted, 3);
+    struct kvp_seq_id second = second_writer(&bed);
     ck_assert_uint_eq(known(&bed, 0, "a", 3), 0);
     ck_assert_int_eq(write_story(&bed, second, "a", 4, &short_pages), KVP_OK);
     ck_assert_uint_eq(known(&bed, 0, "a", 4), 4);
@@ -244,18 +252,11 @@ START_TEST(a_second_writers_pages_are_published_when_they_are_named_again)
 {
     struct ledger_bed bed;
     struct kvp_block_key keys[3];
-    uint32_t short_pages, evicted;
-    size_t found, block;
-    bool more;
+    size_t block;
     make(&bed, 16);
     keys_of("a", 3, keys);
     kvp_txn_begin(bed.ledger);
-    struct kvp_seq_id first = open_story(&bed, bed.attachment, 1, "a", 3, &found);
-    struct kvp_seq_id second = open_story(&bed, bed.attachment, 2, "a", 3, &found);
-    ck_assert_int_eq(write_story(&bed, first, "a", 3, &short_pages), KVP_OK);
-    ck_assert_int_eq(write_story(&bed, second, "a", 3, &short_pages), KVP_OK);
-    close_seq(&bed, first);
-    ck_assert_int_eq(kvp_cache_evict(bed.ledger, bed.pool, KVP_NONE, 10, &evicted, &more), KVP_OK);
+    struct kvp_seq_id second = second_writer(&bed);
     ck_assert_int_eq(kvp_seq_set_keys(bed.ledger, bed.pool, second, 2, 1, &keys[2], &block), KVP_OK);
     ck_assert_uint_eq(known(&bed, 0, "a", 3), 3);
     close_seq(&bed, second);

@@ -144,7 +144,9 @@ class Steps:
 
     def _of(self, stream: int) -> Step:
         with self._lock:
-            return self._steps.setdefault(stream, Step())
+            if stream not in self._steps:
+                self._steps[stream] = Step()
+            return self._steps[stream]
 
     def append(self, wires: array.array[int], tokens: array.array[int], start: array.array[int], after: list[int],
                sources: list[Source], stream: int) -> None:
