@@ -97,17 +97,17 @@ class Advance:
             status = call(pointer, *outputs)
             if status == 0:
                 self._done()
-        except BaseException:  # it was done, or not: the daemon is asked for what there is room for when it matters
+                if n.value:
+                    self._pool._settle(self._seqs, copies[: n.value], stream)
+        except BaseException:  # done or not: what room there is, and what is owed, is asked for when it matters
             self._done()
             for seq in self._seqs:
-                seq._reserved = None
+                seq._reserved, seq._owes = None, True
             raise
         finally:
             del owner
         if status != 0:
             fail(status, missing=missing.value)
-        if n.value:
-            self._pool._settle(self._seqs, copies[: n.value], stream)
 
     def _done(self) -> None:
         for seq, tokens in zip(self._seqs, self._reserved):
@@ -453,12 +453,14 @@ class Pool:
     def make_room(self, seqs: Listing[Sequence], lengths: Listing[int], stream: Any = None) -> None:
         """Room for at least lengths[i] tokens of seqs[i], in whole pages, so that the appends that fill them make no
         call: one call where any has less. Raises OutOfPages, StaleHandle, InvalidArgument."""
-        short = [(seq, length) for seq, length in zip(seqs, lengths) if length > seq.reserved]
+        short = [(seq, length) for seq, length in zip(seqs, lengths) if length > seq.reserved or seq._owes]
         if not short:
             return
         limit, page = self.info.spec.max_sequence_tokens, self.page_size
-        room = [max(length, min(-(-length // page) * page, limit)) for _, length in short]
+        room = [max(length, seq.reserved, min(-(-length // page) * page, limit)) for seq, length in short]
         self.advance([seq for seq, _ in short], room, stream=stream)
+        for seq, _ in short:
+            seq._owes = False
 
     def fork(self, parents: Listing[Sequence], keys: Listing[int | str], tokens: Listing[int] | None = None, *,
              stream: Any = None) -> list[Sequence]:

@@ -43,7 +43,8 @@ class Sequence:
     the end of its block.
     """
 
-    __slots__ = ("_copied", "_enqueued", "_reserved", "cached", "generation", "key", "open_in", "pool", "slot", "wire")
+    __slots__ = ("_copied", "_enqueued", "_owes", "_reserved", "cached", "generation", "key", "open_in", "pool", "slot",
+                 "wire")
 
     def __init__(self, pool: Pool, wire: int, key: int, reserved: int | None = None) -> None:
         self.pool = pool
@@ -59,6 +60,7 @@ class Sequence:
         self._reserved = reserved
         self._copied: tuple[int, int, int] | None = None
         self._enqueued = 0
+        self._owes = False  # whether there may be a copy that was not carried out: the next append asks
 
     def __repr__(self) -> str:
         return f"<kvpool.Sequence {self.slot}.{self.generation} key={self.key}{' closed' if self.closed else ''}>"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import signal
 import unittest
+import unittest.mock
 
 from support import HAS_NUMPY, PoolTest, needs_numpy
 
@@ -142,6 +143,18 @@ class Unfinished(PoolTest):
         with self.assertRaisesRegex(kvpool.SessionEnded, "detached"):
             left.wait()
 
+    def test_a_copy_that_ctrl_c_kept_back_is_carried_out_by_the_next_append(self) -> None:
+        pool = self.pool(dtype="float32", page_size=4)
+        seq, k = pool.open(1), numpy.broadcast_to(numpy.arange(16, dtype="f4")[:, None, None], (16, 2, 8))
+        seq.append(k, k)
+        with unittest.mock.patch.object(pool._steps, "copy", side_effect=KeyboardInterrupt):
+            for interrupted in (lambda: seq.truncate(6), lambda: seq.append(k[6:7], k[6:7])):
+                with self.assertRaises(KeyboardInterrupt):
+                    interrupted()
+        self.assertEqual(seq.append(k[6:7], k[6:7]), 7)
+        held = pool.plane(0).numpy()[seq.pages].reshape(-1, 2, 8)[:7]
+        self.assertEqual(held.tolist(), k[:7].tolist())
+        del held
 
     def test_ctrl_c_at_any_moment_leaves_a_sequence_to_go_on_with(self) -> None:
         pool = self.pool(dtype="float32")
