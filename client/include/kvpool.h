@@ -402,8 +402,8 @@ KVP_API enum kvp_status kvp_seq_open(struct kvp_pool *pool, uint32_t n, const ui
  * @param after         [n] points after which given-up pages are unread; needed with KVP_TRUNCATE on CUDA; else NULL
  * @param flags         0 or KVP_TRUNCATE
  * @param ret_copies    [n] all page copies these sequences still owe, at most one each; NULL with ret_n_copies where
- *                      none came by kvp_fork or was truncated: what is owed must be done (kvp_copy_owed)
-                      before the sequence is appended to
+ *                      none came by kvp_fork or was truncated, here or by the session that transferred it: what is
+ *                      owed must be done (kvp_copy_owed) before the sequence is appended to
  * @param reterr_short  pages missing, with KVP_ENOPAGES; may be NULL
  *
  * @retval KVP_OK        the pool holds what was asked

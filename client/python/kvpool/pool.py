@@ -111,7 +111,7 @@ class Advance:
 
     def _done(self) -> None:
         for seq, tokens in zip(self._seqs, self._reserved):
-            seq._reserved = tokens
+            seq._reserved, seq._owes = tokens, False
         if self._truncate:
             for seq, tokens in zip(self._seqs, self._reserved):
                 seq._copied = None
@@ -164,7 +164,8 @@ class Pool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self.detach()
+        with contextlib.nullcontext() if error is None else contextlib.suppress(Busy):  # or it would hide the error
+            self.detach()
 
     @property
     def pointer(self) -> Owner:
@@ -346,7 +347,7 @@ class Pool:
         for seq, found in zip(opened, cached):
             seq.cached = found
             if seq._reserved is None and len(self.row(seq)) * self.page_size == found:
-                seq._reserved = found
+                seq._reserved, seq._owes = found, False
         return opened
 
     def _known(self, wire: int, key: int) -> Sequence:
@@ -459,8 +460,6 @@ class Pool:
         limit, page = self.info.spec.max_sequence_tokens, self.page_size
         room = [max(length, seq.reserved, min(-(-length // page) * page, limit)) for seq, length in short]
         self.advance([seq for seq, _ in short], room, stream=stream)
-        for seq, _ in short:
-            seq._owes = False
 
     def fork(self, parents: Listing[Sequence], keys: Listing[int | str], tokens: Listing[int] | None = None, *,
              stream: Any = None) -> list[Sequence]:
@@ -483,6 +482,8 @@ class Pool:
             fail(status, missing=missing.value)
         children = [self._known(wire, key) for wire, key in zip(made, numbers)]
         self._settle(children, copies[: count.value], stream)
+        for child in children:
+            child._owes = False
         return children
 
     def transfer(self, seqs: Listing[Sequence], to: int, *, when: Point | None = None,

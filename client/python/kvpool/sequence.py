@@ -46,7 +46,7 @@ class Sequence:
     __slots__ = ("_copied", "_enqueued", "_owes", "_reserved", "cached", "generation", "key", "open_in", "pool", "slot",
                  "wire")
 
-    def __init__(self, pool: Pool, wire: int, key: int, reserved: int | None = None) -> None:
+    def __init__(self, pool: Pool, wire: int, key: int) -> None:
         self.pool = pool
         self.wire = wire
         """The handle as one number: generation << 32 | slot."""
@@ -57,10 +57,10 @@ class Sequence:
         """Tokens that were taken along from the prefix cache when it was opened."""
         self.open_in: Pool | None = pool
         """Its pool; None once it was closed, or transferred, by this object."""
-        self._reserved = reserved
+        self._reserved: int | None = None
         self._copied: tuple[int, int, int] | None = None
         self._enqueued = 0
-        self._owes = False  # whether there may be a copy that was not carried out: the next append asks
+        self._owes = True  # whether there may be a copy that was not carried out: the next append asks
 
     def __repr__(self) -> str:
         return f"<kvpool.Sequence {self.slot}.{self.generation} key={self.key}{' closed' if self.closed else ''}>"

@@ -156,6 +156,25 @@ class Unfinished(PoolTest):
         self.assertEqual(held.tolist(), k[:7].tolist())
         del held
 
+    def test_a_copy_that_is_owed_by_a_sequence_that_came_by_transfer_is_carried_out(self) -> None:
+        pool, k = self.pool(dtype="float32", page_size=4), numpy.arange(16, dtype="f4").repeat(16).reshape(16, 2, 8)
+        with kvpool.connect(self.client.endpoint) as client, client.attach(pool.name) as there:
+            for key, blocks in ((1, None), (2, [b"page no %d" % i for i in range(4)])):
+                seq = pool.open(key)
+                seq.append(k, k)
+                if blocks:
+                    seq.publish(blocks=blocks)
+                with unittest.mock.patch.object(pool._steps, "copy", side_effect=KeyboardInterrupt):
+                    for interrupted, tokens in ((seq.truncate, 6), (seq.reserve, 8)):
+                        with self.assertRaises(KeyboardInterrupt):
+                            interrupted(tokens)
+                seq.transfer(client.session.session_id)
+                came = there.open(key, blocks=blocks)
+                self.assertEqual(came.append(k[6:7], k[6:7]), 7)
+                held = there.plane(0).numpy()[came.pages].reshape(-1, 2, 8)[:7]
+                self.assertEqual(held.tolist(), k[:7].tolist())
+                del held
+
     def test_ctrl_c_at_any_moment_leaves_a_sequence_to_go_on_with(self) -> None:
         pool = self.pool(dtype="float32")
         seq, hits, inside = pool.open(1), 0, False
