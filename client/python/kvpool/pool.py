@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Listing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -92,26 +92,31 @@ class Advance:
         n = ctypes.c_uint32()
         missing = ctypes.c_uint32()
         call, outputs = _abi.library().kvp_advance_wait, (copies, ctypes.byref(n), ctypes.byref(missing))
+        before = [seq._reserved for seq in self._seqs]
         try:
+            self._have(self._reserved)  # while the daemon works; mostly it agrees
             pointer, self._pointer = self._pointer, none
             status = call(pointer, *outputs)
             if status == 0:
-                self._done()
+                self._cut()
                 if n.value:
                     self._pool._settle(self._seqs, copies[: n.value], stream)
+            else:
+                self._have(before)
         except BaseException:  # done or not: what room there is, and what is owed, is asked for when it matters
-            self._done()
-            for seq in self._seqs:
-                seq._reserved, seq._owes = None, True
+            self._cut()
+            self._have([None] * len(self._seqs))
             raise
         finally:
             del owner
         if status != 0:
             fail(status, missing=missing.value)
 
-    def _done(self) -> None:
-        for seq, tokens in zip(self._seqs, self._reserved):
-            seq._reserved, seq._owes = tokens, False
+    def _have(self, reserved: Iterable[int | None]) -> None:
+        for seq, tokens in zip(self._seqs, reserved):
+            seq._reserved = tokens
+
+    def _cut(self) -> None:
         if self._truncate:
             for seq, tokens in zip(self._seqs, self._reserved):
                 seq._copied = None
@@ -141,6 +146,7 @@ class Pool:
         self._lock = threading.Lock()
         self._sequences: dict[int, Sequence] = {}
         self._durable: set[int] = set()
+        self._batch: tuple[Listing[Sequence], array.array[int]] = ([], array.array("Q"))  # the last, and its handles
         self._signalled = 0
         info = _abi.PoolInfo.from_address(library.kvp_pool_info(pointer))
         self.info: PoolInfo = info_from_c(info)
@@ -221,6 +227,7 @@ class Pool:
         for seq in list(self._sequences.values()):
             seq.open_in = None
         self._sequences.clear()
+        self._batch = [], array.array("Q")
         self.client._forget(self)
         del owner  # behind the steps, which are of it
 
@@ -347,7 +354,7 @@ class Pool:
         for seq, found in zip(opened, cached):
             seq.cached = found
             if seq._reserved is None and len(self.row(seq)) * self.page_size == found:
-                seq._reserved, seq._owes = found, False
+                seq._reserved = found
         return opened
 
     def _known(self, wire: int, key: int) -> Sequence:
@@ -358,6 +365,11 @@ class Pool:
             return seq
 
     def _handles(self, seqs: Listing[Sequence]) -> array.array[int]:
+        """Of a batch, to be read only: steps that follow one another mostly have the same."""
+        known, wires_known = self._batch
+        with contextlib.suppress(Exception):  # what is no sequence may compare as it likes
+            if seqs == known:
+                return wires_known
         try:
             wires = [seq.wire for seq in seqs if seq.open_in is self]
         except AttributeError:
@@ -370,10 +382,13 @@ class Pool:
                 if seq.pool is not self:
                     raise InvalidArgument(f"sequence {seq.slot}.{seq.generation} is of pool {seq.pool.name} of "
                                           f"{seq.pool.client!r}; this is pool {self.name} of {self.client!r}")
-        return array.array("Q", wires)
+        found = array.array("Q", wires)
+        self._batch = list(seqs), found
+        return found
 
     def _gone(self, seqs: Listing[Sequence]) -> None:
         with self._lock:
+            self._batch = [], array.array("Q")
             for seq in seqs:
                 seq.open_in = None
                 self._sequences.pop(seq.wire, None)
@@ -454,7 +469,8 @@ class Pool:
     def make_room(self, seqs: Listing[Sequence], lengths: Listing[int], stream: Any = None) -> None:
         """Room for at least lengths[i] tokens of seqs[i], in whole pages, so that the appends that fill them make no
         call: one call where any has less. Raises OutOfPages, StaleHandle, InvalidArgument."""
-        short = [(seq, length) for seq, length in zip(seqs, lengths) if length > seq.reserved or seq._owes]
+        short = [(seq, length) for seq, length in zip(seqs, lengths)
+                 if seq._reserved is None or length > seq._reserved]
         if not short:
             return
         limit, page = self.info.spec.max_sequence_tokens, self.page_size
@@ -482,8 +498,6 @@ class Pool:
             fail(status, missing=missing.value)
         children = [self._known(wire, key) for wire, key in zip(made, numbers)]
         self._settle(children, copies[: count.value], stream)
-        for child in children:
-            child._owes = False
         return children
 
     def transfer(self, seqs: Listing[Sequence], to: int, *, when: Point | None = None,

@@ -43,7 +43,7 @@ class Sequence:
     the end of its block.
     """
 
-    __slots__ = ("_copied", "_enqueued", "_owes", "_reserved", "cached", "generation", "key", "open_in", "pool", "slot",
+    __slots__ = ("_copied", "_enqueued", "_reserved", "cached", "generation", "key", "open_in", "pool", "slot",
                  "wire")
 
     def __init__(self, pool: Pool, wire: int, key: int) -> None:
@@ -57,10 +57,9 @@ class Sequence:
         """Tokens that were taken along from the prefix cache when it was opened."""
         self.open_in: Pool | None = pool
         """Its pool; None once it was closed, or transferred, by this object."""
-        self._reserved: int | None = None
+        self._reserved: int | None = None  # and whether it owes a copy: not known before an advance of this object's
         self._copied: tuple[int, int, int] | None = None
         self._enqueued = 0
-        self._owes = True  # whether there may be a copy that was not carried out: the next append asks
 
     def __repr__(self) -> str:
         return f"<kvpool.Sequence {self.slot}.{self.generation} key={self.key}{' closed' if self.closed else ''}>"
@@ -110,12 +109,9 @@ class Sequence:
     @property
     def reserved(self) -> int:
         """Tokens that there is room for: known here, else one call. Raises StaleHandle."""
-        if self._reserved is None:
-            if len(self.page_ids()) == 0:
-                self._reserved = 0
-            else:
-                self._reserved = self.info().reserved
-        return self._reserved
+        if self._reserved is not None:
+            return self._reserved
+        return self.info().reserved if len(self.page_ids()) else 0
 
     @property
     def pages(self) -> list[int]:

@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import unittest
+import unittest.mock
 
 import hf_models
 from support import HAS_HF, Kept, PoolTest
@@ -191,6 +192,17 @@ class Host(PoolTest):
             cache.reset()
             self.assertEqual((cache.get_seq_length(), cache.sequences), (0, []))
             del plane
+
+    def test_a_crop_that_ctrl_c_cut_off_is_not_gone_on_from(self) -> None:
+        cache = self.cache()
+        self.generate(self.prompt(2, 9), cache, max_new_tokens=2)
+        with (unittest.mock.patch.object(cache._rows.pool, "advance", side_effect=KeyboardInterrupt),
+              self.assertRaises(KeyboardInterrupt)):
+            cache.crop(4)
+        with self.assertRaisesRegex(kvpool.Mismatch, "reset"):
+            self.generate(self.prompt(2, 12), cache, max_new_tokens=1)
+        cache.reset()
+        self.assert_same(self.prompt(2, 5), cache, max_new_tokens=4)
 
     def test_out_of_pages_is_said_and_the_next_request_works(self) -> None:
         cache = self.cache(pages=8)

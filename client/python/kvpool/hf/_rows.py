@@ -25,7 +25,7 @@ import torch
 
 from .. import _abi, _views
 from .._append import Step
-from ..errors import InvalidArgument, Mismatch, StaleHandle, check
+from ..errors import InvalidArgument, KvpoolError, Mismatch, StaleHandle, check
 
 if TYPE_CHECKING:
     from ..pool import Pool
@@ -292,9 +292,15 @@ class Rows:
 
     def crop(self, length: int) -> None:
         self.whole()
-        self.pool.advance(self.seqs, [length] * len(self.seqs), truncate=True)
+        self._appended = 0  # as in a pass that did not end: behind Ctrl-C it is open how long the sequences are
+        try:
+            self.pool.advance(self.seqs, [length] * len(self.seqs), truncate=True)
+        except KvpoolError:
+            self._appended = self.layers  # nothing changed
+            raise
         self.lengths = [length] * self.layers
         self._forget_pages()
+        self._appended = self.layers
 
     def select(self, rows: list[int]) -> None:
         """Row i becomes what row rows[i] is: kept where it is used once, forked where it is used again, else given
