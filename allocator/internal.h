@@ -287,6 +287,8 @@ enum kvp_status reclaim_retired(struct kvp_ledger *ledger, const struct pool_map
 enum kvp_status list_remove(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *head,
                             const struct block_seq *seq);
 void list_push(struct kvp_ledger *ledger, const struct pool_map *m, const uint32_t *head, const struct block_seq *seq);
+/* An OPEN sequence waits for no value any more. */
+void clear_pending(struct kvp_ledger *ledger, const struct block_seq *seq);
 /* The slot of a link (slot + 1); KVP_NONE at the end, and where the link can not be. */
 uint32_t linked_slot(const struct pool_map *m, uint32_t link);
 

@@ -436,6 +436,8 @@ enum kvp_status kvp_seq_observe(struct kvp_ledger *ledger, struct kvp_pool_id po
  */
 enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                     uint32_t tokens, struct kvp_after after);
+/** Forget it: the value will not come. Whoever owns it, dead or alive, and whatever job is open. */
+enum kvp_status kvp_seq_end_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq);
 
 /**
  * A child with the first `tokens` of the parent: full pages shared, and for a part of a page a fresh page and an owed

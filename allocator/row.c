@@ -60,13 +60,6 @@ struct kvp_page_copy owed_copy(const struct pool_map *m, const struct block_seq 
     };
 }
 
-static void clear_pending(struct kvp_ledger *ledger, const struct block_seq *seq)
-{
-    put32(ledger, &seq->pending_tokens, 0);
-    put32(ledger, &seq->after_timeline, 0);
-    put64(ledger, &seq->after_value, 0);
-}
-
 /* ---- reserve -------------------------------------------------------------------------------------------------------
  */
 

@@ -317,6 +317,13 @@ const uint32_t *kvp_seq_row(const struct kvp_ledger *ledger, struct kvp_pool_id 
     return row_of(&m, slot);
 }
 
+void clear_pending(struct kvp_ledger *ledger, const struct block_seq *seq)
+{
+    put32(ledger, &seq->pending_tokens, 0);
+    put32(ledger, &seq->after_timeline, 0);
+    put64(ledger, &seq->after_value, 0);
+}
+
 enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                     uint32_t tokens, struct kvp_after after)
 {
@@ -332,6 +339,17 @@ enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_i
     put32(ledger, &found->pending_tokens, waits ? tokens : 0);
     put32(ledger, &found->after_timeline, waits ? after.timeline : 0);
     put64(ledger, &found->after_value, waits ? after.value : 0);
+    return KVP_OK;
+}
+
+enum kvp_status kvp_seq_end_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq)
+{
+    struct pool_map m;
+    const struct block_seq *found;
+    TRY(map_live_pool(ledger, pool, &m));
+    TRY(find_seq(&m, seq, &found));
+    TRY(txn_room(ledger, ROOM_SMALL));
+    clear_pending(ledger, found);
     return KVP_OK;
 }
 

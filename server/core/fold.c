@@ -219,7 +219,7 @@ static void pending_cancel(struct kvp_core *core, struct pool_state *pool, uint3
         if (core_fold(core, pool, &view, 1) != KVP_OK || view.pending_tokens == 0)
             continue;
         kvp_txn_begin(core->ledger);
-        if (kvp_seq_set_pending(core->ledger, pool->id, view.id, view.written, view.after) == KVP_OK)
+        if (kvp_seq_end_pending(core->ledger, pool->id, view.id) == KVP_OK)
             kvp_txn_commit(core->ledger);
         else
             kvp_txn_abort(core->ledger);

@@ -367,6 +367,32 @@ START_TEST(a_pending_transfer_of_a_dead_giver_brings_nothing)
 }
 END_TEST
 
+START_TEST(a_pending_transfer_brings_nothing_when_giver_and_receiver_died_and_another_has_the_givers_place)
+{
+    const struct pool_of lingering = {
+        .name = "p", .pages = 16, .page_tokens = 4, .layers = 1, .max_sequences = 8, .linger_ms = 1000};
+    uint64_t seq = 0;
+    shell_end(shell);
+    shell = shell_begin("host");
+    a = shell_connect(shell, 1000, 41);
+    b = shell_connect(shell, 1000, 42);
+    struct kvp_caller c = shell_connect(shell, 1000, 43);
+    shell_make_pool(shell, a, &lingering);
+    attachment_a = shell_attach(shell, a, "p");
+    shell_attach(shell, b, "p");
+    ck_assert_int_eq(shell_open(shell, a, "p", 1, true, &seq), KVP_OK);
+    advance_ok(a, seq, 8, 2);
+    ck_assert_int_eq(finish(transfer_one(a, seq, b, attachment_a * KVP_TIMELINES_MAX + 1, 5, 8)), KVP_OK);
+    kvp_core_process_ended(shell->core, b.session);
+    shell_run_ms(shell, 20);
+    kvp_core_process_ended(shell->core, a.session);
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_attach(shell, c, "p"), attachment_a);
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_length(shell, c, "p", seq), 2);
+}
+END_TEST
+
 /* ---- closing, listing -------------------------------------------------------------------------------------------- */
 
 START_TEST(reclaim_is_sliced_and_calls_wait_for_pages_on_their_way_back)
@@ -539,6 +565,7 @@ int main(void)
     tcase_add_test(t, a_transfer_hands_over_what_is_written_now);
     tcase_add_test(t, a_pending_transfer_counts_when_its_value_is_reached);
     tcase_add_test(t, a_pending_transfer_of_a_dead_giver_brings_nothing);
+    tcase_add_test(t, a_pending_transfer_brings_nothing_when_giver_and_receiver_died_and_another_has_the_givers_place);
     tcase_add_test(t, reclaim_is_sliced_and_calls_wait_for_pages_on_their_way_back);
     tcase_add_test(t, a_listing_has_pages_and_states);
     tcase_add_test(t, the_page_table_and_the_batch_indices_are_those_of_the_rows);

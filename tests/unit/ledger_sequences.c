@@ -263,6 +263,12 @@ START_TEST(pending_tokens_wait_for_their_value_and_are_forgotten_when_they_are_t
     ck_assert_int_eq(kvp_seq_set_pending(bed.ledger, bed.pool, seq, 20, after), KVP_OK);
     ck_assert_int_eq(kvp_seq_reserve(bed.ledger, bed.pool, seq, 19, true, none, &short_pages), KVP_OK);
     ck_assert_uint_eq(ledger_bed_view(&bed, seq).pending_tokens, 0);
+    ck_assert_int_eq(kvp_seq_set_pending(bed.ledger, bed.pool, seq, 18, after), KVP_OK);
+    ck_assert_int_eq(kvp_session_end(bed.ledger, bed.session), KVP_OK);
+    ck_assert_int_eq(kvp_seq_set_pending(bed.ledger, bed.pool, seq, 12, after), KVP_EBUSY);
+    ck_assert_int_eq(kvp_seq_end_pending(bed.ledger, bed.pool, seq), KVP_OK);
+    view = ledger_bed_view(&bed, seq);
+    ck_assert(view.pending_tokens == 0 && view.after.value == 0 && view.written == 12);
     kvp_txn_commit(bed.ledger);
     ledger_bed_end(&bed);
 }
