@@ -69,10 +69,24 @@ static enum kvp_status take_copies(const struct copy_arrays *from, uint32_t n, s
     return KVP_OK;
 }
 
+/*
+ * What an answer says of a row. Answers may be taken in another order than they were given: a later version is the later
+ * state, and under one version a row only grows. 0: nothing was said yet; versions wrap.
+ */
 static void remember(struct kvp_pool *pool, uint32_t slot, uint32_t version, uint32_t reserved)
 {
-    if (slot < pool->header->max_sequences)
-        atomic_store_explicit(&pool->own[slot], KVP_PROGRESS_WORD(version, reserved), memory_order_release);
+    uint64_t said = KVP_PROGRESS_WORD(version, reserved), known;
+
+    if (slot >= pool->header->max_sequences)
+        return;
+    known = atomic_load_explicit(&pool->own[slot], memory_order_relaxed);
+    do {
+        int32_t later = (int32_t)(version - KVP_PROGRESS_VERSION(known));
+
+        if (known != 0 && (later < 0 || (later == 0 && reserved <= KVP_PROGRESS_TOKENS(known))))
+            return;
+    } while (!atomic_compare_exchange_weak_explicit(&pool->own[slot], &known, said, memory_order_release,
+                                                    memory_order_relaxed));
 }
 
 /* ---- open -------------------------------------------------------------------------------------------------------- */
