@@ -287,7 +287,8 @@ KVP_API enum kvp_status kvp_attach(struct kvp_client *client, const char *name,
                                    const struct kvp_attach_options *options, struct kvp_pool **ret_pool);
 
 /**
- * Unmap a pool, and tell the daemon. Pointers into it are dead after. The sequences must have been closed.
+ * Unmap a pool, and tell the daemon. Pointers into it are dead after. The sequences must have been closed, unless this
+ * client has the pool attached once more: it stays attached then.
  *
  * @retval KVP_EBUSY  sequences of this session are open in it; it stays attached
  */
@@ -625,7 +626,7 @@ KVP_API enum kvp_status kvp_row(const struct kvp_pool *pool, struct kvp_seq seq,
 
 /*
  * The index functions over a batch of any size: as kvp_get_seq_lens, kvp_get_page_table and kvp_get_batch_indices, which
- * ask by call. On failure the outputs hold a part.
+ * ask by call; outputs that may be NULL there may be NULL here. On failure the outputs hold a part.
  *
  * @retval KVP_ESTALE, KVP_EAGAIN  as kvp_seq_len
  * @retval KVP_EINVAL              a row has not the pages for so many tokens

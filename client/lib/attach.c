@@ -280,12 +280,40 @@ enum kvp_status kvp_attach(struct kvp_client *client, const char *name, const st
     return status;
 }
 
+static void unlink_pool(struct kvp_client *client, const struct kvp_pool *pool)
+{
+    for (struct kvp_pool **at = &client->pools; *at != NULL; at = &(*at)->next) {
+        if (*at == pool) {
+            *at = pool->next;
+            break;
+        }
+    }
+}
+
+/* To the daemon, two attachments of a session to a pool are one: it is told of the last one's end. */
+static bool unlink_unless_last(struct kvp_client *client, struct kvp_pool *pool)
+{
+    bool last = true;
+
+    pthread_mutex_lock(&client->lock);
+    for (const struct kvp_pool *other = client->pools; other != NULL && last; other = other->next)
+        last = other == pool || other->info->pool_id != pool->info->pool_id || atomic_load(&other->gone) != KVP_OK;
+    if (!last)
+        unlink_pool(client, pool);
+    pthread_mutex_unlock(&client->lock);
+    return !last;
+}
+
 enum kvp_status kvp_detach(struct kvp_pool *pool)
 {
     struct kvp_client *client = pool->client;
     bool ours = client->fork_generation == kvp_fork_generation;
     enum kvp_status status = kvp_pool_usable(pool);
 
+    if (status == KVP_OK && unlink_unless_last(client, pool)) {
+        kvp_pool_free(pool);
+        return KVP_OK;
+    }
     if (status == KVP_OK) {
         status = tell_detach(client, pool, pool->info->spec.name);
         if (status == KVP_EBUSY)
@@ -293,12 +321,7 @@ enum kvp_status kvp_detach(struct kvp_pool *pool)
     }
     if (ours)
         pthread_mutex_lock(&client->lock);
-    for (struct kvp_pool **at = &client->pools; *at != NULL; at = &(*at)->next) {
-        if (*at == pool) {
-            *at = pool->next;
-            break;
-        }
-    }
+    unlink_pool(client, pool);
     if (ours)
         pthread_mutex_unlock(&client->lock);
     kvp_pool_free(pool);

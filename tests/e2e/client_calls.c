@@ -326,6 +326,62 @@ START_TEST(advances_overlap_with_other_calls_and_each_other)
 }
 END_TEST
 
+START_TEST(advances_of_one_sequence_may_be_waited_for_in_any_order)
+{
+    struct kvp_seq seq = open_one(pool, 1);
+    uint32_t first = 4, second = 12, tokens = 12, start = 0, length;
+    struct kvp_advance *advances[2];
+    struct kvp_step *step;
+
+    ck_ok(kvp_advance_begin(pool, 1, &seq, &first, NULL, 0, &advances[0]));
+    ck_ok(kvp_advance_begin(pool, 1, &seq, &second, NULL, 0, &advances[1]));
+    ck_ok(kvp_advance_wait(advances[1], NULL, NULL, NULL));
+    ck_ok(kvp_advance_wait(advances[0], NULL, NULL, NULL));
+    ck_ok(kvp_step_create(pool, 0, 1, tokens, PAGES, &step));
+    ck_ok(kvp_step_begin(step, 1, &seq, &tokens, &start, NULL));
+    ck_ok(kvp_progress(step, NULL));
+    ck_ok(kvp_seq_len(pool, seq, &length));
+    ck_assert_uint_eq(length, 12);
+    kvp_step_destroy(step);
+
+    second = 6; /* a cut is the later state, though it reserves less */
+    first = 16;
+    ck_ok(kvp_advance_begin(pool, 1, &seq, &first, NULL, 0, &advances[0]));
+    ck_ok(kvp_advance_begin(pool, 1, &seq, &second, NULL, KVP_TRUNCATE, &advances[1]));
+    ck_ok(kvp_advance_wait(advances[1], NULL, NULL, NULL));
+    ck_ok(kvp_advance_wait(advances[0], NULL, NULL, NULL));
+    tokens = 1;
+    ck_ok(kvp_step_create(pool, 0, 1, tokens, PAGES, &step));
+    ck_assert_int_eq(kvp_step_begin(step, 1, &seq, &tokens, NULL, NULL), KVP_EMISMATCH);
+    kvp_step_destroy(step);
+    ck_ok(kvp_seq_close(pool, 1, &seq, NULL));
+}
+END_TEST
+
+START_TEST(a_pool_attached_twice_stays_attached_until_both_are_detached)
+{
+    struct kvp_pool *again;
+    struct kvp_seq seq;
+    uint32_t length;
+
+    ck_ok(kvp_attach(client, "p", NULL, &again));
+    seq = open_one(again, 1);
+    ck_ok(kvp_detach(again));
+    write_tokens(pool, seq, 0, 6, 1);
+    ck_ok(kvp_get_seq_lens(pool, 1, &seq, &length));
+    ck_assert_uint_eq(length, 6);
+    ck_ok(kvp_seq_close(pool, 1, &seq, NULL));
+
+    ck_ok(kvp_attach(client, "p", NULL, &again));
+    ck_ok(kvp_detach(again));
+    seq = open_one(pool, 2);
+    write_tokens(pool, seq, 0, 5, 2);
+    ck_ok(kvp_get_seq_lens(pool, 1, &seq, &length));
+    ck_assert_uint_eq(length, 5);
+    ck_ok(kvp_seq_close(pool, 1, &seq, NULL));
+}
+END_TEST
+
 START_TEST(a_transferred_sequence_is_found_by_its_key)
 {
     struct kvp_seq seq = open_one(pool, 5), found;
@@ -520,6 +576,8 @@ int main(void)
     tcase_add_test(tcase, pages_are_read_into_a_dense_buffer);
     tcase_add_test(tcase, advance_is_all_or_nothing_and_says_how_many_pages_are_missing);
     tcase_add_test(tcase, advances_overlap_with_other_calls_and_each_other);
+    tcase_add_test(tcase, advances_of_one_sequence_may_be_waited_for_in_any_order);
+    tcase_add_test(tcase, a_pool_attached_twice_stays_attached_until_both_are_detached);
     tcase_add_test(tcase, a_transferred_sequence_is_found_by_its_key);
     tcase_add_test(tcase, sequences_are_listed_from_slot_to_slot);
     tcase_add_test(tcase, an_append_on_request_writes_the_same_bytes);
