@@ -57,7 +57,7 @@ enum kvp_status kvp_page_table(const struct kvp_pool *pool, uint32_t n, const st
     return kvp_fail(KVP_ELIMIT, "the page table has %u ids; there is room for %u", at, max_indices);
 }
 
-/* The slots of `tokens` tokens from position `first` on. */
+/* The slots of `tokens` tokens from position `first` on. @param ret_slots  NULL: only checked */
 static enum kvp_status fill_slots(const struct kvp_pool *pool, struct kvp_seq seq, uint64_t first, uint32_t tokens,
                                   int64_t *ret_slots)
 {
@@ -76,7 +76,8 @@ static enum kvp_status fill_slots(const struct kvp_pool *pool, struct kvp_seq se
         }
         if (wanted >= row_pages)
             return refuse_length(pool, seq, row_pages, first + tokens);
-        *ret_slots++ = (int64_t)ids[wanted - (have - CHUNK_PAGES)] * page + (int64_t)(position % page);
+        if (ret_slots != NULL)
+            *ret_slots++ = (int64_t)ids[wanted - (have - CHUNK_PAGES)] * page + (int64_t)(position % page);
     }
     return KVP_OK;
 }
@@ -95,12 +96,14 @@ enum kvp_status kvp_batch_indices(const struct kvp_pool *pool, uint32_t n, const
             status = kvp_fail(KVP_EINVAL, "%u tokens behind %u; a sequence has at most %d", tokens[i], first,
                               KVP_SEQUENCE_TOKENS_MAX);
         if (status == KVP_OK)
-            status = fill_slots(pool, seqs[i], first, tokens[i], ret_slots + at);
+            status = fill_slots(pool, seqs[i], first, tokens[i], ret_slots != NULL ? ret_slots + at : NULL);
         if (status != KVP_OK)
             return status;
         for (uint32_t k = 0; k < tokens[i]; k++, at++) {
-            ret_batch_indices[at] = (int32_t)i;
-            ret_positions[at] = (int32_t)(first + k);
+            if (ret_batch_indices != NULL)
+                ret_batch_indices[at] = (int32_t)i;
+            if (ret_positions != NULL)
+                ret_positions[at] = (int32_t)(first + k);
         }
     }
     return KVP_OK;

@@ -238,6 +238,10 @@ START_TEST(a_batchs_indices_name_each_tokens_place_over_many_pages)
             ck_assert_int_eq(slots[at], (int64_t)table.rows[i][position / 3] * 3 + position % 3);
         }
     }
+    memset(batch, -1, sizeof(batch));
+    ck_assert_int_eq(kvp_batch_indices(&pool, SEQUENCES, seqs, each, NULL, batch, NULL, NULL), KVP_OK);
+    ck_assert_int_eq(batch[at - 1], SEQUENCES - 1);
+    ck_assert_int_eq(kvp_batch_indices(&pool, SEQUENCES, seqs, each, NULL, NULL, NULL, slots), KVP_OK);
     int32_t *wide = calloc(2 * whole, sizeof(*wide));
     ck_assert_ptr_nonnull(wide);
     ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs, &whole, &none, wide, wide + whole, slots), KVP_OK);
@@ -260,6 +264,7 @@ START_TEST(a_batch_with_a_wrong_sequence_or_length_is_refused)
     ck_assert_ptr_nonnull(strstr(kvp_error_text(), "sequence 1.2 has pages for 3 tokens, not 4"));
     ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs + 1, over, NULL, indices, indices, slots), KVP_EINVAL);
     ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs, most, NULL, indices, indices, slots), KVP_EINVAL);
+    ck_assert_int_eq(kvp_batch_indices(&pool, 1, seqs + 1, over, NULL, NULL, NULL, NULL), KVP_EINVAL);
     ck_assert_int_eq(kvp_page_table(&pool, 1, seqs, most, 16, indptr, indices, last, NULL), KVP_EINVAL);
     seqs[2].generation++;
     ck_assert_int_eq(kvp_seq_lens(&pool, SEQUENCES, seqs, lens), KVP_ESTALE);
