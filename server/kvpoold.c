@@ -13,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A service manager starts it again at once, and what is refused now is refused then: no faster than this. */
-#define REFUSED_MS 1000
+/* A service manager starts it again at once, and what fails now fails then: no faster than this. */
+#define FAILED_MS 1000
 
 enum command { COMMAND_SERVE, COMMAND_CHECK, COMMAND_PRINT, COMMAND_VERSION, COMMAND_HELP };
 
@@ -129,11 +129,8 @@ static int serve(const struct kvp_config *config, bool discard_state)
     kvp_log_start((int)config->log.level);
     setenv("UV_THREADPOOL_SIZE", "1", 0); /* memory objects are made one by one */
     status = kvp_shell_open(config, discard_state, &shell);
-    if (status == KVP_ECORRUPT || status == KVP_EMISMATCH) {
-        if (getenv("NOTIFY_SOCKET") != NULL)
-            poll(NULL, 0, REFUSED_MS);
+    if (status == KVP_ECORRUPT || status == KVP_EMISMATCH)
         return 3;
-    }
     if (status != KVP_OK)
         return 1;
     kvp_shell_run(shell);
@@ -179,5 +176,7 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < arguments.n_settings; i++)
         free(arguments.settings[i]);
     free(arguments.settings);
+    if (code != 0 && getenv("NOTIFY_SOCKET") != NULL)
+        poll(NULL, 0, FAILED_MS);
     return code;
 }

@@ -492,8 +492,7 @@ static enum kvp_status adopt_ledger(struct kvp_shell *shell, int fd)
     if (status == KVP_OK)
         status = audit_ledger(&shell->ledger, &why);
     if (status != KVP_OK)
-        COMPLAIN(shell, "the ledger that was kept can not be adopted: %s. --discard-state gives it up, with all pools",
-                 why);
+        COMPLAIN(shell, "the ledger that was kept can not be adopted: %s. " KVP_GIVING_UP_TEXT, why);
     return status;
 }
 

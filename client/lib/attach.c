@@ -43,6 +43,8 @@ static enum kvp_status map_fd(const char *what, int fd, bool writable, size_t at
     if (address == MAP_FAILED)
         return kvp_fail(KVP_ENOMEM, "the %s of %lld bytes can not be mapped: %s", what, (long long)st.st_size,
                         strerror(errno));
+    /* A core dump of this process leaves the pool out: other users' pages, and hours of writing for a large one. */
+    madvise(address, (size_t)st.st_size, MADV_DONTDUMP);
     *ret_mapping = (struct kvp_mapping){address, (size_t)st.st_size};
     return KVP_OK;
 }

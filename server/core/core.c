@@ -112,7 +112,7 @@ enum kvp_status kvp_core_create(const struct kvp_core_config *config, const stru
     core->host = strcmp(config->backend, "host") == 0;
     enum kvp_status status = core_adopt(core);
     if (status != KVP_OK) {
-        core_log(core, 3, "what was kept can not be adopted: %s. --discard-state gives it up, with all pools",
+        core_log(core, 3, "what was kept can not be adopted: %s. " KVP_GIVING_UP_TEXT,
                  core->error_text[0] != '\0' ? core->error_text : kvp_status_text(status));
         kvp_core_destroy(core);
         return status;

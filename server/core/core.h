@@ -96,6 +96,10 @@ const struct kvp_method *kvp_method_by_name(const char *service_name); /* "OpenS
 
 /* ---- audits ------------------------------------------------------------------------------------------------------ */
 
+/** What an operator can do about a ledger that is refused: it stays with the service manager, which starts us again. */
+#define KVP_GIVING_UP_TEXT                                                                                             \
+    "Stopping the service (`systemctl stop kvpoold') gives it up, with all pools; so does --discard-state"
+
 #define KVP_VIOLATIONS_SHOWN    64
 #define KVP_VIOLATION_BYTES_MAX 256
 

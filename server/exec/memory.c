@@ -120,6 +120,7 @@ enum kvp_status kvp_exec_map(int fd, uint64_t bytes, unsigned flags, void **ret_
     }
     if (at == MAP_FAILED)
         return kvp_exec_fail(reterr, errno == ENOMEM ? KVP_ENOMEM : KVP_EINVAL, "mmap: %s", strerror(errno));
+    madvise(at, bytes, MADV_DONTDUMP); /* whose memory it is decides about dumps of it; it outlives us anyway */
     *ret_at = at;
     *ret_writable = writable;
     return KVP_OK;

@@ -46,6 +46,7 @@ unsigned char *kvp_auditor_memory(struct kvp_auditor *auditor, uint64_t used)
     if (at == MAP_FAILED)
         return NULL;
     madvise(at, auditor->bytes, MADV_NOHUGEPAGE);
+    madvise(at, auditor->bytes, MADV_DONTDUMP); /* as the ledger itself */
     if (mprotect(at, used, PROT_READ | PROT_WRITE) == 0)
         return at;
     kvp_log(LOG_ERR, "no memory for a copy of %llu bytes of the ledger: %s", (unsigned long long)used, strerror(errno));

@@ -13,10 +13,21 @@
 
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW)
 
+/* A core dump leaves it out: it holds secrets, has not gone with the process, and would keep a daemon that crashed from
+ * its end, and so from its restart, while gigabytes of address space are written. */
+static void *map_block(int fd, uint64_t bytes)
+{
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+
+    if (at == MAP_FAILED)
+        return NULL;
+    madvise(at, bytes, MADV_DONTDUMP);
+    return at;
+}
+
 enum kvp_status kvp_ledger_block_make(uint64_t bytes, uint64_t root_bytes, struct kvp_ledger_block *ret_block)
 {
     struct kvp_ledger_block block = {.bytes = bytes};
-    void *at;
 
     block.fd = memfd_create("kvpool-ledger", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (block.fd < 0)
@@ -25,10 +36,9 @@ enum kvp_status kvp_ledger_block_make(uint64_t bytes, uint64_t root_bytes, struc
         fcntl(block.fd, F_ADD_SEALS, SEALS | F_SEAL_SEAL) != 0 ||
         kvp_ledger_block_back(&block, 0, root_bytes) != KVP_OK)
         goto close_fd;
-    at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, block.fd, 0);
-    if (at == MAP_FAILED)
+    block.address = map_block(block.fd, bytes);
+    if (block.address == NULL)
         goto close_fd;
-    block.address = at;
     *ret_block = block;
     return KVP_OK;
 
@@ -47,8 +57,8 @@ enum kvp_status kvp_ledger_block_adopt(int fd, uint64_t root_bytes, struct kvp_l
     if (seals < 0 || (seals & SEALS) != SEALS || fstat(fd, &st) != 0 || (uint64_t)st.st_size < root_bytes ||
         (uint64_t)st.st_size > KVP_LEDGER_BYTES_MAX)
         return KVP_ECORRUPT;
-    at = mmap(NULL, (size_t)st.st_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    if (at == MAP_FAILED)
+    at = map_block(fd, (uint64_t)st.st_size);
+    if (at == NULL)
         return KVP_ENOMEM;
     *ret_block = (struct kvp_ledger_block){.fd = fd, .address = at, .bytes = (uint64_t)st.st_size};
     return KVP_OK;

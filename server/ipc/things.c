@@ -105,6 +105,7 @@ static bool map_memory(struct entry *entry)
         entry->address = NULL;
         return false;
     }
+    madvise(entry->address, entry->bytes, MADV_DONTDUMP); /* a dump would hold the restart up; as of the ledger */
     if (entry->thing.kind != KVP_THING_TABLE)
         return true;
     snprintf(path, sizeof(path), "/proc/self/fd/%d", entry->fd);

@@ -3,6 +3,7 @@
  */
 #include "client_house.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -538,6 +539,51 @@ START_TEST(statistics_name_pools_sessions_and_executors)
 }
 END_TEST
 
+/* Mappings of kvpool's memory over a page (a table's header) that a core dump would hold. @param ret_all  of them all */
+static unsigned count_dumped(pid_t pid, unsigned *ret_all)
+{
+    char path[40], line[512];
+    unsigned dumped = 0;
+    bool ours = false;
+    FILE *smaps;
+
+    snprintf(path, sizeof(path), "/proc/%d/smaps", (int)pid);
+    smaps = fopen(path, "re");
+    ck_assert_ptr_nonnull(smaps);
+    *ret_all = 0;
+    while (fgets(line, sizeof(line), smaps) != NULL) {
+        unsigned long from, to;
+
+        if (sscanf(line, "%lx-%lx ", &from, &to) == 2) {
+            ours = strstr(line, "/memfd:kvp") != NULL && to - from > (unsigned long)sysconf(_SC_PAGESIZE);
+            *ret_all += ours;
+        } else if (ours && strncmp(line, "VmFlags:", 8) == 0) {
+            dumped += strstr(line, " dd") == NULL;
+        }
+    }
+    fclose(smaps);
+    return dumped;
+}
+
+START_TEST(no_core_dump_of_any_process_holds_the_ledger_or_the_pages)
+{
+    unsigned mapped;
+    struct kvp_stats *stats;
+    pid_t executor;
+
+    ck_ok(kvp_get_stats(client, &stats));
+    ck_assert_uint_eq(stats->n_executors, 1);
+    executor = (pid_t)stats->executors[0].pid;
+    kvp_stats_free(stats);
+    for (int i = 0; i < 3; i++) {
+        pid_t pid = i == 0 ? daemon_.pid : i == 1 ? executor : getpid();
+
+        ck_assert_uint_eq(count_dumped(pid, &mapped), 0);
+        ck_assert_uint_gt(mapped, 0);
+    }
+}
+END_TEST
+
 /* Whether the daemon closes before or behind the client's first message is chance: both come up in so many tries. */
 START_TEST(a_client_over_the_limit_learns_why_and_not_only_that_it_is_closed)
 {
@@ -584,6 +630,7 @@ int main(void)
     tcase_add_test(tcase, index_results_come_into_a_registered_buffer);
     tcase_add_test(tcase, a_timeline_is_signalled_by_its_owner_and_waited_for_by_anybody);
     tcase_add_test(tcase, statistics_name_pools_sessions_and_executors);
+    tcase_add_test(tcase, no_core_dump_of_any_process_holds_the_ledger_or_the_pages);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("at a daemon of its own");
     tcase_set_timeout(tcase, 60);

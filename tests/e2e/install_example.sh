@@ -19,6 +19,9 @@ done
 sample=$work/tree$("$work/tree/bin/kvpoold" --help | sed -n 's/.*read FILE (\(.*\), where it is).*/\1/p')
 [ -f "$sample" ] || { echo "kvpoold reads a file that is not installed: $sample"; exit 1; }
 "$work/tree/bin/kvpoold" --print-config | cmp - "$sample"
+echo '# of the operator' >>"$sample"
+DESTDIR=$work/tree cmake --install "$build" --prefix / >"$work/install.log"
+tail -n 1 "$sample" | grep -qx '# of the operator' || { echo "an upgrade takes the operator's $sample away"; exit 1; }
 library=$(find "$work/tree" -name 'libkvpool.so.0')
 [ -n "$library" ] || { echo "not installed: libkvpool.so.0"; exit 1; }
 library=$(dirname "$library")

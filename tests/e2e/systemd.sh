@@ -99,6 +99,20 @@ pid=$(main_pid)
 inside kill -KILL "$pid"
 until_true "killed and not back" inside sh -c "[ \$(systemctl show -p MainPID --value kvpoold.service) != $pid ] && systemctl is-active kvpoold.service"
 check "after kill -9" $((epoch + 1))
+# Starts that fail at once, with a client at the door: the doors stay, and all is there once it starts again.
+printf '[Service]\nExecStart=\nExecStart=/bin/false\n' | inside sh -c 'd=/run/systemd/system/kvpoold.service.d; mkdir -p $d; cat >$d/wrong.conf'
+inside systemctl daemon-reload
+inside systemctl restart kvpoold.service 2>/dev/null && fail "/bin/false serves"
+kvpool status 2>/dev/null & # until it is served
+client=$!
+until_true "it is not started again" inside sh -c '[ $(systemctl show -p NRestarts --value kvpoold.service) -gt 25 ]'
+inside rm /run/systemd/system/kvpoold.service.d/wrong.conf
+inside systemctl daemon-reload
+until_true "not back" inside systemctl is-active kvpoold.service
+inside systemctl is-active kvpoold.socket >/dev/null || fail "the doors are closed: $(inside systemctl show -p Result kvpoold.socket)"
+wait $client || fail "the client at the door was not served"
+epoch=$((epoch + 1))
+check "after starts that failed" $((epoch + 1))
 inside systemctl restart kvpoold.service
 check "after systemctl restart" $((epoch + 2))
 

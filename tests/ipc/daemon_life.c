@@ -403,6 +403,28 @@ START_TEST(a_manager_hears_ready_status_watchdog_and_stopping)
 }
 END_TEST
 
+/* It is started again at once: a mistake in its configuration must not become a loop of hundreds of starts a minute. */
+START_TEST(what_fails_under_a_manager_fails_no_faster_than_once_a_second)
+{
+    static const char *const wrong[][3] = {{"--set", "daemon.stop_ms=soon"}, {"--no-such-option"}};
+    const char *environment[] = {NULL, NULL};
+    struct manager manager;
+    uint64_t began_ms;
+    char dir[200];
+
+    test_folder(dir);
+    manager_open(&manager, dir);
+    environment[0] = manager.environment;
+    began_ms = test_now_ms();
+    test_daemon_spawn(&server, dir, wrong[_i], environment, -1);
+    ck_assert_int_eq(test_daemon_wait(&server), 1 + _i);
+    ck_assert_uint_ge(test_now_ms() - began_ms, 1000);
+    close(manager.socket);
+    unlink(strchr(manager.environment, '=') + 1);
+    ck_assert_int_eq(rmdir(dir), 0);
+}
+END_TEST
+
 START_TEST(log_lines_have_a_level_for_the_journal)
 {
     struct manager manager;
@@ -482,6 +504,7 @@ int main(void)
     suite_add_tcase(suite, tests);
     tcase_set_timeout(managed, 60);
     tcase_add_test(managed, a_manager_hears_ready_status_watchdog_and_stopping);
+    tcase_add_loop_test(managed, what_fails_under_a_manager_fails_no_faster_than_once_a_second, 0, 2);
     tcase_add_test(managed, log_lines_have_a_level_for_the_journal);
     tcase_add_test(managed, a_connection_is_kept_by_the_manager_before_its_first_request_is_carried_out);
     suite_add_tcase(suite, managed);

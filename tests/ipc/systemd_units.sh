@@ -24,6 +24,7 @@ for kept in FileDescriptorStoreMax= NotifyAccess=main Restart=always RestartSec=
     KillMode=process WatchdogSec=; do
     grep -q "^$kept" "$dir/kvpoold.service" || { echo "kvpoold.service lacks $kept"; exit 1; }
 done
+grep -q '^TriggerLimitIntervalSec=0' "$dir/kvpoold.socket" || { echo "crashes close the doors of kvpoold.socket"; exit 1; }
 if grep -rq '^RuntimeDirectory=' "$dir"; then
     echo "RuntimeDirectory= would remove the sockets at every restart"
     exit 1
