@@ -22,36 +22,36 @@ enum kvp_status find_live_attachment(const struct pool_map *m, uint32_t attachme
 enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_session_id session,
                            uint32_t join, uint32_t *ret_attachment)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_session *record;
     TRY(map_live_pool(ledger, pool, &m));
     TRY(find_session(ledger, session, &record));
     if (record->state != KVP_SESSION_OPEN)
         return KVP_ESESSION;
-    if (record->attached[m.slot] != 0)
+    if (record->attached[m->slot] != 0)
         return KVP_EEXIST;
     if (join != KVP_NONE)
-        TRY(find_live_attachment(&m, join));
+        TRY(find_live_attachment(m, join));
     uint32_t index = 0;
-    while (index < KVP_ATTACHMENTS_MAX && m.attachments[index].state != KVP_ATTACHMENT_FREE)
+    while (index < KVP_ATTACHMENTS_MAX && m->attachments[index].state != KVP_ATTACHMENT_FREE)
         index++;
     if (index == KVP_ATTACHMENTS_MAX)
         return KVP_ELIMIT;
     uint32_t tenant;
-    TRY(tenant_place(ledger, &m, record->tenant, &tenant));
+    TRY(tenant_place(ledger, m, record->tenant, &tenant));
     TRY(txn_room(ledger, ROOM_SMALL));
-    const struct block_attachment *made = &m.attachments[index];
+    const struct block_attachment *made = &m->attachments[index];
     put32(ledger, &made->session_slot, session.slot);
     put32(ledger, &made->session_generation, session.generation);
-    put32(ledger, &made->leader, join == KVP_NONE ? index : m.attachments[join].leader);
+    put32(ledger, &made->leader, join == KVP_NONE ? index : m->attachments[join].leader);
     put32(ledger, &made->sequences, 0);
     put32(ledger, &made->first, 0);
     put32(ledger, &made->retiring, 0);
     put32(ledger, &made->nvml_seen, 0);
     put32(ledger, &made->tenant, tenant);
     put32(ledger, &made->state, KVP_ATTACHMENT_LIVE);
-    put32(ledger, &m.pool->attachments, m.pool->attachments + 1);
-    put32(ledger, &record->attached[m.slot], index + 1);
+    put32(ledger, &m->pool->attachments, m->pool->attachments + 1);
+    put32(ledger, &record->attached[m->slot], index + 1);
     put32(ledger, &record->attachments, record->attachments + 1);
     *ret_attachment = index;
     return KVP_OK;
@@ -81,26 +81,26 @@ static enum kvp_status free_attachment(struct kvp_ledger *ledger, const struct p
 
 enum kvp_status kvp_detach(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    TRY(find_live_attachment(&m, attachment));
-    if (m.attachments[attachment].sequences != 0 || m.attachments[attachment].retiring != 0)
+    TRY(find_live_attachment(m, attachment));
+    if (m->attachments[attachment].sequences != 0 || m->attachments[attachment].retiring != 0)
         return KVP_EBUSY;
     for (uint32_t i = 0; i < KVP_ATTACHMENTS_MAX; i++) {
-        if (i != attachment && m.attachments[i].state != KVP_ATTACHMENT_FREE && m.attachments[i].leader == attachment)
+        if (i != attachment && m->attachments[i].state != KVP_ATTACHMENT_FREE && m->attachments[i].leader == attachment)
             return KVP_EBUSY;
     }
-    return free_attachment(ledger, &m, attachment);
+    return free_attachment(ledger, m, attachment);
 }
 
 enum kvp_status kvp_attachment_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
                                    struct kvp_attachment_view *ret_view)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (attachment >= KVP_ATTACHMENTS_MAX || m.attachments[attachment].state == KVP_ATTACHMENT_FREE)
+    if (attachment >= KVP_ATTACHMENTS_MAX || m->attachments[attachment].state == KVP_ATTACHMENT_FREE)
         return KVP_ENOENT;
-    const struct block_attachment *record = &m.attachments[attachment];
+    const struct block_attachment *record = &m->attachments[attachment];
     *ret_view = (struct kvp_attachment_view){
         .state = (enum kvp_attachment_state)record->state,
         .session = {record->session_slot, record->session_generation},
@@ -126,12 +126,12 @@ enum kvp_status kvp_attachment_of(const struct kvp_ledger *ledger, struct kvp_po
 
 enum kvp_status kvp_attachment_set_nvml_seen(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    TRY(find_live_attachment(&m, attachment));
+    TRY(find_live_attachment(m, attachment));
     TRY(txn_room(ledger, ROOM_SMALL));
-    if (!m.attachments[attachment].nvml_seen)
-        put32(ledger, &m.attachments[attachment].nvml_seen, 1);
+    if (!m->attachments[attachment].nvml_seen)
+        put32(ledger, &m->attachments[attachment].nvml_seen, 1);
     return KVP_OK;
 }
 
@@ -186,20 +186,20 @@ static enum kvp_status release_retiring(struct kvp_ledger *ledger, const struct 
 enum kvp_status kvp_attachment_release(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
                                        bool with_durable, uint32_t budget, uint32_t *ret_left)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (attachment >= KVP_ATTACHMENTS_MAX || m.attachments[attachment].state == KVP_ATTACHMENT_FREE)
+    if (attachment >= KVP_ATTACHMENTS_MAX || m->attachments[attachment].state == KVP_ATTACHMENT_FREE)
         return KVP_ENOENT;
-    const struct block_attachment *record = &m.attachments[attachment];
+    const struct block_attachment *record = &m->attachments[attachment];
     if (record->state != KVP_ATTACHMENT_DEAD)
         return KVP_EBUSY;
     TRY(txn_room(ledger, ROOM_FREE));
     uint32_t left;
-    TRY(release_sequences(ledger, &m, attachment, with_durable, &budget, &left));
-    TRY(release_retiring(ledger, &m, attachment, &budget));
+    TRY(release_sequences(ledger, m, attachment, with_durable, &budget, &left));
+    TRY(release_retiring(ledger, m, attachment, &budget));
     left += record->retiring;
     if (record->sequences == 0 && record->retiring == 0)
-        TRY(free_attachment(ledger, &m, attachment));
+        TRY(free_attachment(ledger, m, attachment));
     *ret_left = left;
     return KVP_OK;
 }

@@ -43,9 +43,8 @@ static bool attachment_agrees(const struct kvp_ledger *ledger, uint32_t session_
     if (link > KVP_ATTACHMENTS_MAX || pools_of(ledger)[pool_slot].state == KVP_POOL_FREE ||
         check_pool_record(ledger, pool_slot) != NULL)
         return false;
-    struct pool_map m;
-    map_pool_slot(ledger, pool_slot, &m);
-    const struct block_attachment *attachment = &m.attachments[link - 1];
+    const struct pool_map *m = pool_at(ledger, pool_slot);
+    const struct block_attachment *attachment = &m->attachments[link - 1];
     return attachment->state != KVP_ATTACHMENT_FREE && attachment->session_slot == session_slot &&
            attachment->session_generation == session->generation;
 }
@@ -107,7 +106,7 @@ static void audit_job(struct audit *audit, uint32_t slot)
     if (job->sequences != audit->job_sequences[slot])
         audit_report(audit, "job %u: counts %u sequences, %u wait for it", slot, job->sequences,
                      audit->job_sequences[slot]);
-    struct pool_map m;
+    const struct pool_map *m;
     struct kvp_pool_id pool = {job->pool_slot, job->pool_generation};
     if (pool.generation == 0 && job->sequences == 0)
         return;
@@ -116,8 +115,8 @@ static void audit_job(struct audit *audit, uint32_t slot)
         return;
     }
     uint32_t link = job->first, last = 0, steps = 0;
-    for (; steps < job->sequences && linked_slot(&m, link) != KVP_NONE; steps++) {
-        const struct block_seq *seq = &m.seqs[linked_slot(&m, link)];
+    for (; steps < job->sequences && linked_slot(m, link) != KVP_NONE; steps++) {
+        const struct block_seq *seq = &m->seqs[linked_slot(m, link)];
         if (seq->state != KVP_SEQ_OPEN || seq->job != slot + 1)
             audit_report(audit, "job %u: sequence %u of its list does not wait for it", slot, link - 1);
         last = link;

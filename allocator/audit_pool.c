@@ -71,7 +71,8 @@ static void audit_open(struct pool_audit *a, uint32_t slot)
         REPORT(a, "sequence", slot, "is not the one found by its key");
     audit_open_row(a, slot);
     audit_keys(a, slot);
-    struct kvp_page_copy copy = owed_copy(&a->m, seq);
+    struct kvp_page_copy copy;
+    owed_copy(&a->m, seq, &copy);
     if (seq->copy_source != 0 && (copy.tokens == 0 || copy.source == copy.destination))
         REPORT(a, "sequence", slot, "owes a copy from page %u to nowhere", seq->copy_source - 1);
 }
@@ -243,8 +244,7 @@ static void audit_attachments(struct pool_audit *a)
 
 void audit_pool(struct audit *audit, uint32_t slot)
 {
-    struct pool_audit a = {.audit = audit};
-    map_pool_slot(audit->ledger, slot, &a.m);
+    struct pool_audit a = {.audit = audit, .m = *pool_at(audit->ledger, slot)};
     memset(audit->page_marks, 0, a.m.pool->pages * sizeof(uint32_t));
     memset(audit->page_children, 0, a.m.pool->pages * sizeof(uint32_t));
     memset(audit->seq_marks, 0, a.m.pool->max_sequences);

@@ -457,11 +457,11 @@ enum kvp_status evict_pages(struct kvp_ledger *ledger, const struct pool_map *m,
 enum kvp_status kvp_cache_evict(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, uint32_t n,
                                 uint32_t *ret_evicted, bool *ret_more)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     struct evict_scope scope = {.taker = KVP_TENANTS_MAX, .forced = true};
     TRY(map_live_pool(ledger, pool, &m));
     if (tenant != KVP_NONE) {
-        if (tenant_index(&m, tenant, &scope.taker) != KVP_OK) {
+        if (tenant_index(m, tenant, &scope.taker) != KVP_OK) {
             *ret_evicted = 0;
             *ret_more = false;
             return KVP_OK;
@@ -471,22 +471,22 @@ enum kvp_status kvp_cache_evict(struct kvp_ledger *ledger, struct kvp_pool_id po
     uint32_t room = txn_room_left(ledger) / ROOM_SMALL;
     uint32_t wanted = n < room ? n : room;
     bool stuck;
-    TRY(evict_pages(ledger, &m, scope, wanted, 0, ret_evicted, &stuck));
+    TRY(evict_pages(ledger, m, scope, wanted, 0, ret_evicted, &stuck));
     *ret_more = stuck || (*ret_evicted == wanted && wanted < n);
     return KVP_OK;
 }
 
 enum kvp_status kvp_cache_park(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t *ret_parked)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_live_pool(ledger, pool, &m));
-    struct page_drop drop = drop_begin(&m);
-    for (uint32_t i = 0; i < KVP_TENANTS_MAX && m.tenants[i].used && !drop.stuck; i++) {
+    struct page_drop drop = drop_begin(m);
+    for (uint32_t i = 0; i < KVP_TENANTS_MAX && m->tenants[i].used && !drop.stuck; i++) {
         uint32_t page;
         for (uint32_t class = 0; class < KVP_CLASSES && !drop.stuck; class ++)
-            TRY(list_leaf(ledger, &m, &drop, i, class, &page));
+            TRY(list_leaf(ledger, m, &drop, i, class, &page));
     }
-    drop_end(ledger, &m, &drop);
+    drop_end(ledger, m, &drop);
     *ret_parked = ledger->txn_parks;
     return KVP_OK;
 }
@@ -494,21 +494,21 @@ enum kvp_status kvp_cache_park(struct kvp_ledger *ledger, struct kvp_pool_id poo
 enum kvp_status kvp_cache_evict_prefix(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
                                        const struct kvp_block_key *keys, uint32_t *ret_evicted)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     uint32_t evicted = 0;
     TRY(map_live_pool(ledger, pool, &m));
-    struct page_drop drop = drop_begin(&m);
+    struct page_drop drop = drop_begin(m);
     for (size_t i = n; i-- > 0 && txn_room(ledger, 3 * ROOM_SMALL) == KVP_OK;) {
-        uint32_t page = find_block(&m, tenant, &keys[i]), put_back;
+        uint32_t page = find_block(m, tenant, &keys[i]), put_back;
         if (page == KVP_NONE)
             continue;
-        if (!is_cached(&m, page) || ENTRY_CHILDREN(m.entries[page].family) != 0)
+        if (!is_cached(m, page) || ENTRY_CHILDREN(m->entries[page].family) != 0)
             break;
-        TRY(list_take(ledger, &m, &drop.cut, page));
-        TRY(evict_page(ledger, &m, &drop, page, &put_back));
+        TRY(list_take(ledger, m, &drop.cut, page));
+        TRY(evict_page(ledger, m, &drop, page, &put_back));
         evicted++;
     }
-    drop_end(ledger, &m, &drop);
+    drop_end(ledger, m, &drop);
     *ret_evicted = evicted;
     return KVP_OK;
 }

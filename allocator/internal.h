@@ -40,10 +40,17 @@ enum kvp_status shape_extent(const struct kvp_pool_geometry *geometry, struct ex
 /* The pool of that id, in any state but FREE; KVP_ENOENT. */
 enum kvp_status find_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct block_pool **ret_pool);
 /* The same, mapped. */
-enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map);
+enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct pool_map **ret_map);
 /* The same, LIVE; KVP_ELOST. */
-enum kvp_status map_live_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map);
-void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_map *ret_map);
+enum kvp_status map_live_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool,
+                              const struct pool_map **ret_map);
+/* Of a slot that is not FREE. */
+static inline const struct pool_map *pool_at(const struct kvp_ledger *ledger, uint32_t slot)
+{
+    return &ledger->maps[slot];
+}
+/* See where the pools lie: those whose records can be. */
+void map_pools(struct kvp_ledger *ledger);
 /* What is wrong with a pool's record; NULL: nothing. Called before the pool is mapped by an adopter. */
 const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot);
 
@@ -300,8 +307,8 @@ void put_row(struct kvp_ledger *ledger, const struct pool_map *m, const struct b
              uint32_t page);
 /* Cut the count of a row's ids. */
 void shrink_row(struct kvp_ledger *ledger, const struct block_seq *seq, uint32_t row_pages);
-/* The copy that an OPEN sequence owes; tokens 0: none. */
-struct kvp_page_copy owed_copy(const struct pool_map *m, const struct block_seq *seq);
+/* The copy that a sequence owes, if it is OPEN; tokens 0: none. */
+void owed_copy(const struct pool_map *m, const struct block_seq *seq, struct kvp_page_copy *ret_copy);
 /* kvp_seq_observe on a mapped pool. */
 enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m, const struct block_seq *seq,
                             uint32_t tokens, bool *ret_changed);

@@ -29,7 +29,7 @@ static struct kvp_pool_id pool_of(const struct block_job *job)
 enum kvp_status kvp_job_open(struct kvp_ledger *ledger, const struct kvp_job_spec *spec, struct kvp_job_id *ret_job)
 {
     const struct block_session *session;
-    struct pool_map m;
+    const struct pool_map *m;
     if (spec->session.generation != 0)
         TRY(find_session(ledger, spec->session, &session));
     if (spec->pool.generation != 0)
@@ -65,20 +65,20 @@ enum kvp_status kvp_job_add(struct kvp_ledger *ledger, struct kvp_job_id job, st
 {
     const struct block_job *record;
     const struct block_seq *found;
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(find_job(ledger, job, &record));
     TRY(map_live_pool(ledger, pool_of(record), &m));
-    TRY(find_seq(&m, seq, &found));
-    TRY(seq_changeable(&m, found));
+    TRY(find_seq(m, seq, &found));
+    TRY(seq_changeable(m, found));
     if (tokens < found->written || tokens > found->reserved)
         return KVP_EINVAL;
-    uint32_t seals = tokens / m.pool->page_tokens - found->written / m.pool->page_tokens;
+    uint32_t seals = tokens / m->pool->page_tokens - found->written / m->pool->page_tokens;
     if (record->sequences >= KVP_BATCH_MAX || seals > KVP_CALL_PAGES_MAX ||
         record->seal_pages > KVP_CALL_PAGES_MAX - seals)
         return KVP_ELIMIT;
     TRY(txn_room(ledger, ROOM_SMALL));
-    uint32_t last = linked_slot(&m, record->last);
-    put32(ledger, last == KVP_NONE ? &record->first : &m.seqs[last].job_next, seq.slot + 1);
+    uint32_t last = linked_slot(m, record->last);
+    put32(ledger, last == KVP_NONE ? &record->first : &m->seqs[last].job_next, seq.slot + 1);
     put32(ledger, &record->last, seq.slot + 1);
     put32(ledger, &record->sequences, record->sequences + 1);
     put32(ledger, &record->seal_pages, record->seal_pages + seals);
@@ -128,26 +128,26 @@ static uint32_t waiting_slot(const struct pool_map *m, uint32_t job_slot, uint32
 uint32_t kvp_job_first(const struct kvp_ledger *ledger, struct kvp_job_id job)
 {
     const struct block_job *record;
-    struct pool_map m;
+    const struct pool_map *m;
     if (find_job(ledger, job, &record) != KVP_OK || map_pool(ledger, pool_of(record), &m) != KVP_OK)
         return KVP_NONE;
-    return waiting_slot(&m, job.slot, record->first);
+    return waiting_slot(m, job.slot, record->first);
 }
 
 uint32_t kvp_job_next(const struct kvp_ledger *ledger, struct kvp_job_id job, uint32_t slot)
 {
     const struct block_job *record;
-    struct pool_map m;
+    const struct pool_map *m;
     if (find_job(ledger, job, &record) != KVP_OK || map_pool(ledger, pool_of(record), &m) != KVP_OK ||
-        slot >= m.pool->max_sequences || m.seqs[slot].job != job.slot + 1)
+        slot >= m->pool->max_sequences || m->seqs[slot].job != job.slot + 1)
         return KVP_NONE;
-    return waiting_slot(&m, job.slot, m.seqs[slot].job_next);
+    return waiting_slot(m, job.slot, m->seqs[slot].job_next);
 }
 
 enum kvp_status kvp_job_close(struct kvp_ledger *ledger, struct kvp_job_id job, bool written)
 {
     const struct block_job *record;
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(find_job(ledger, job, &record));
     if (record->sequences > KVP_BATCH_MAX || record->seal_pages > KVP_CALL_PAGES_MAX)
         return KVP_ECORRUPT;
@@ -157,13 +157,13 @@ enum kvp_status kvp_job_close(struct kvp_ledger *ledger, struct kvp_job_id job, 
         return KVP_ECORRUPT;
     uint32_t link = record->first;
     for (uint32_t i = 0; i < record->sequences; i++) {
-        uint32_t slot = waiting_slot(&m, job.slot, link);
-        if (slot == KVP_NONE || m.seqs[slot].row_pages > m.pool->row_pages)
+        uint32_t slot = waiting_slot(m, job.slot, link);
+        if (slot == KVP_NONE || m->seqs[slot].row_pages > m->pool->row_pages)
             return KVP_ECORRUPT;
-        const struct block_seq *seq = &m.seqs[slot];
+        const struct block_seq *seq = &m->seqs[slot];
         bool changed;
-        if (written && m.pool->state == KVP_POOL_LIVE)
-            TRY(observe_seq(ledger, &m, seq, seq->job_tokens, &changed));
+        if (written && m->pool->state == KVP_POOL_LIVE)
+            TRY(observe_seq(ledger, m, seq, seq->job_tokens, &changed));
         link = seq->job_next;
         put32(ledger, &seq->job, 0);
         put32(ledger, &seq->job_next, 0);

@@ -60,6 +60,26 @@ struct kvp_job_id {
 
 /* ---- the block --------------------------------------------------------------------------------------------------- */
 
+/* Private: a pool's record and the addresses of its parts, which layout.h describes. */
+struct pool_map {
+    const struct block_pool *pool;
+    uint32_t slot;
+    uint32_t bucket_mask;
+    uint32_t slot_count;   /* of the index */
+    const uint64_t *pages; /* [pages] block_page */
+    const struct block_entry *entries;
+    const uint64_t *slots;     /* [slot_count] block_slot */
+    const uint32_t *followers; /* [pages] the page + 1 that extended this one last: a hint */
+    const uint32_t *ghosts;    /* see policy.c: hints */
+    const struct block_policy *policy;
+    const uint64_t *digests; /* [pages]; NULL: the pool keeps none; see digest.c */
+    const struct block_tenant *tenants;
+    const struct block_attachment *attachments;
+    const struct block_seq *seqs;
+    const uint32_t *buckets;
+    const uint32_t *rows;
+};
+
 /*
  * A handle on a block. Two addresses of the same memory: reads go through `view`, stores through `store`. In a daemon
  * they are equal; test builds map the block twice and make the view read-only, so that a store that goes around the one
@@ -82,6 +102,8 @@ struct kvp_ledger {
     unsigned char *copy; /* NULL: none */
     uint64_t copied;     /* what is stored below this goes to the copy, too */
     bool copy_stale;
+    /* private: where the pools lie, those that there are; others' are never asked for */
+    struct pool_map maps[KVP_POOLS_MAX];
 };
 
 struct kvp_uuid {
@@ -265,7 +287,10 @@ enum kvp_status kvp_pool_next_id(const struct kvp_ledger *ledger, struct kvp_poo
 /** O(1) in pages. @retval KVP_EEXIST  the name is taken */
 enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool_spec *spec,
                                 struct kvp_pool_id *ret_pool);
-/** @retval KVP_EBUSY  attachments, sequences, retiring pages or open jobs are there; or regions, of a LIVE pool */
+/**
+ * Its slot and its place are the next kvp_pool_create's, in a later transaction.
+ * @retval KVP_EBUSY  attachments, sequences, retiring pages or open jobs are there; or regions, of a LIVE pool
+ */
 enum kvp_status kvp_pool_delete(struct kvp_ledger *ledger, struct kvp_pool_id pool);
 enum kvp_status kvp_pool_set_lost(struct kvp_ledger *ledger, struct kvp_pool_id pool);
 /** @retval KVP_ELOST  it is there, and not LIVE */

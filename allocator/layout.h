@@ -326,26 +326,6 @@ struct extent_shape {
     uint32_t bucket_count; /* a power of two */
 };
 
-/* A pool's record and the addresses of its parts: what every function on a pool works with. */
-struct pool_map {
-    const struct block_pool *pool;
-    uint32_t slot;
-    uint32_t bucket_mask;
-    uint32_t slot_count; /* of the index */
-    const block_page *pages;
-    const struct block_entry *entries;
-    const block_slot *slots;
-    const uint32_t *followers; /* [pages] the page + 1 that extended this one last: a hint */
-    const uint32_t *ghosts;    /* see policy.c: hints */
-    const struct block_policy *policy;
-    const uint64_t *digests; /* [pages]; NULL: the pool keeps none; see digest.c */
-    const struct block_tenant *tenants;
-    const struct block_attachment *attachments;
-    const struct block_seq *seqs;
-    const uint32_t *buckets;
-    const uint32_t *rows;
-};
-
 static inline const uint32_t *row_of(const struct pool_map *m, uint32_t seq_slot)
 {
     return m->rows + (size_t)seq_slot * m->pool->row_pages;

@@ -214,14 +214,14 @@ void drop_end(struct kvp_ledger *ledger, const struct pool_map *m, struct page_d
 enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
                              struct kvp_page_view *ret_view)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (page >= m.pool->pages)
+    if (page >= m->pool->pages)
         return KVP_EINVAL;
-    uint64_t record = m.pages[page];
+    uint64_t record = m->pages[page];
     struct kvp_page_view view = {.state = KVP_PAGE_FREE, .references = PAGE_REFS(record), .dirty = record & PAGE_DIRTY};
     view.tenant = PAGE_TENANT(record) == 0 ? KVP_NONE : PAGE_TENANT(record) - 1;
-    if (page < m.pool->reserved_pages)
+    if (page < m->pool->reserved_pages)
         view.state = KVP_PAGE_RESERVED;
     else if (view.references != 0)
         view.state = PAGE_SEALED(record) ? KVP_PAGE_SEALED : KVP_PAGE_HELD;
@@ -233,14 +233,14 @@ enum kvp_status kvp_page_get(const struct kvp_ledger *ledger, struct kvp_pool_id
 
 enum kvp_status kvp_page_cleaned(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (!is_used_page(&m, page) || PAGE_REFS(m.pages[page]) == 0)
+    if (!is_used_page(m, page) || PAGE_REFS(m->pages[page]) == 0)
         return KVP_EINVAL;
     TRY(txn_room(ledger, ROOM_SMALL));
-    if (m.pages[page] & PAGE_DIRTY) {
-        put64(ledger, &m.pages[page], m.pages[page] & ~PAGE_DIRTY);
-        put32(ledger, &m.pool->dirty, m.pool->dirty - 1);
+    if (m->pages[page] & PAGE_DIRTY) {
+        put64(ledger, &m->pages[page], m->pages[page] & ~PAGE_DIRTY);
+        put32(ledger, &m->pool->dirty, m->pool->dirty - 1);
     }
     return KVP_OK;
 }

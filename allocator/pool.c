@@ -18,7 +18,7 @@
 
 #define SLOTS_PER_PAGE 2u /* of the index: half of them are empty at least, so that a search is short */
 
-/* Of a geometry that is in range: every map of a pool comes here. */
+/* Of a geometry that is in range. */
 static struct extent_shape shape_of(uint32_t pages, uint32_t max_sequences, uint32_t row_pages, bool page_digests)
 {
     struct extent_shape shape = {.bucket_count =
@@ -63,13 +63,13 @@ static struct kvp_pool_geometry geometry_of(const struct block_pool *pool)
     };
 }
 
-void map_pool_slot(const struct kvp_ledger *ledger, uint32_t slot, struct pool_map *ret_map)
+static void map_slot(struct kvp_ledger *ledger, uint32_t slot)
 {
     const struct block_pool *pool = &pools_of(ledger)[slot];
     struct extent_shape shape =
         shape_of(pool->pages, pool->max_sequences, pool->row_pages, pool->page_digests != 0);
     const unsigned char *extent = ledger->view + pool->extent_offset;
-    *ret_map = (struct pool_map){
+    ledger->maps[slot] = (struct pool_map){
         .pool = pool,
         .slot = slot,
         .bucket_mask = shape.bucket_count - 1,
@@ -100,18 +100,18 @@ enum kvp_status find_pool(const struct kvp_ledger *ledger, struct kvp_pool_id po
     return KVP_OK;
 }
 
-enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map)
+enum kvp_status map_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct pool_map **ret_map)
 {
     const struct block_pool *record;
     TRY(find_pool(ledger, pool, &record));
-    map_pool_slot(ledger, pool.slot, ret_map);
+    *ret_map = pool_at(ledger, pool.slot);
     return KVP_OK;
 }
 
-enum kvp_status map_live_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct pool_map *ret_map)
+enum kvp_status map_live_pool(const struct kvp_ledger *ledger, struct kvp_pool_id pool, const struct pool_map **ret_map)
 {
     TRY(map_pool(ledger, pool, ret_map));
-    return ret_map->pool->state == KVP_POOL_LIVE ? KVP_OK : KVP_ELOST;
+    return (*ret_map)->pool->state == KVP_POOL_LIVE ? KVP_OK : KVP_ELOST;
 }
 
 const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot)
@@ -147,6 +147,14 @@ const char *check_pool_record(const struct kvp_ledger *ledger, uint32_t slot)
         pool->sequences_used > pool->max_sequences)
         return "a pool's watermark is out of range";
     return NULL;
+}
+
+void map_pools(struct kvp_ledger *ledger)
+{
+    for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
+        if (pools_of(ledger)[slot].state != KVP_POOL_FREE && check_pool_record(ledger, slot) == NULL)
+            map_slot(ledger, slot);
+    }
 }
 
 /* ---- create, delete ------------------------------------------------------------------------------------------------
@@ -283,6 +291,7 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
     put32(ledger, &pool->region_count, 0);
     put32(ledger, &pool->generation, generation);
     put32(ledger, &pool->state, KVP_POOL_LIVE);
+    map_slot(ledger, slot);
     ledger->copy_stale = true;
     *ret_pool = (struct kvp_pool_id){slot, generation};
     return KVP_OK;
@@ -290,30 +299,30 @@ enum kvp_status kvp_pool_create(struct kvp_ledger *ledger, const struct kvp_pool
 
 enum kvp_status kvp_pool_delete(struct kvp_ledger *ledger, struct kvp_pool_id pool)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (m.pool->attachments != 0 || m.pool->open_count != 0 || m.pool->retiring_count != 0)
+    if (m->pool->attachments != 0 || m->pool->open_count != 0 || m->pool->retiring_count != 0)
         return KVP_EBUSY;
     const struct block_job *jobs = jobs_of(ledger);
     for (uint32_t i = 0; i < KVP_JOBS_MAX; i++) {
         if (jobs[i].open && jobs[i].pool_slot == pool.slot && jobs[i].pool_generation == pool.generation)
             return KVP_EBUSY;
     }
-    if (m.pool->region_count != 0 && m.pool->state != KVP_POOL_LOST)
+    if (m->pool->region_count != 0 && m->pool->state != KVP_POOL_LOST)
         return KVP_EBUSY;
     TRY(txn_room(ledger, ROOM_SMALL + KVP_REGIONS_MAX));
-    TRY(regions_forget(ledger, &m)); /* their bytes went with the pool's */
-    put32(ledger, &m.pool->state, KVP_POOL_FREE);
+    TRY(regions_forget(ledger, m)); /* their bytes went with the pool's */
+    put32(ledger, &m->pool->state, KVP_POOL_FREE);
     return KVP_OK;
 }
 
 enum kvp_status kvp_pool_set_lost(struct kvp_ledger *ledger, struct kvp_pool_id pool)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
     TRY(txn_room(ledger, ROOM_SMALL));
-    if (m.pool->state != KVP_POOL_LOST)
-        put32(ledger, &m.pool->state, KVP_POOL_LOST);
+    if (m->pool->state != KVP_POOL_LOST)
+        put32(ledger, &m->pool->state, KVP_POOL_LOST);
     return KVP_OK;
 }
 
@@ -376,9 +385,9 @@ enum kvp_status kvp_pool_live(const struct kvp_ledger *ledger, struct kvp_pool_i
 
 enum kvp_status kvp_pool_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_pool_view *ret_view)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    *ret_view = view_of(&m);
+    *ret_view = view_of(m);
     return KVP_OK;
 }
 
@@ -386,9 +395,7 @@ enum kvp_status kvp_pool_at(const struct kvp_ledger *ledger, uint32_t slot, stru
 {
     if (slot >= KVP_POOLS_MAX || pools_of(ledger)[slot].state == KVP_POOL_FREE)
         return KVP_ENOENT;
-    struct pool_map m;
-    map_pool_slot(ledger, slot, &m);
-    *ret_view = view_of(&m);
+    *ret_view = view_of(pool_at(ledger, slot));
     return KVP_OK;
 }
 

@@ -240,28 +240,28 @@ static enum kvp_status set_key(struct kvp_ledger *ledger, const struct pool_map 
 enum kvp_status kvp_seq_set_keys(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                  uint32_t first, size_t n, const struct kvp_block_key *keys, size_t *reterr_block)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
-    if (m.attachments[found->attachment].state != KVP_ATTACHMENT_LIVE)
+    TRY(find_seq(m, seq, &found));
+    if (m->attachments[found->attachment].state != KVP_ATTACHMENT_LIVE)
         return KVP_EBUSY;
-    uint32_t full = found->reserved / m.pool->page_tokens;
+    uint32_t full = found->reserved / m->pool->page_tokens;
     if (full > found->row_pages)
         return KVP_ECORRUPT;
     *reterr_block = 0;
     if (first > found->keyed)
         return KVP_EINVAL;
-    const uint32_t *row = row_of(&m, seq.slot);
+    const uint32_t *row = row_of(m, seq.slot);
     struct publish_run run = {.published = 0};
     for (size_t i = 0; i < n; i++) {
         *reterr_block = i;
         if (first + (uint64_t)i >= full || (keys[i].word[0] == 0 && keys[i].word[1] == 0))
             return KVP_EINVAL;
         TRY(txn_room(ledger, 2 * STORES_PUBLISH + ROOM_SMALL));
-        TRY(set_key(ledger, &m, &run, row, first + (uint32_t)i, &keys[i]));
+        TRY(set_key(ledger, m, &run, row, first + (uint32_t)i, &keys[i]));
     }
-    publish_end(ledger, &m, &run);
+    publish_end(ledger, m, &run);
     if (first + (uint64_t)n > found->keyed)
         put32(ledger, &found->keyed, first + (uint32_t)n);
     return KVP_OK;
@@ -270,16 +270,16 @@ enum kvp_status kvp_seq_set_keys(struct kvp_ledger *ledger, struct kvp_pool_id p
 enum kvp_status kvp_seq_block_key(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                   uint32_t block, struct kvp_block_key *ret_key)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
+    TRY(find_seq(m, seq, &found));
     if (block >= found->keyed || block >= found->row_pages)
         return KVP_ENOENT;
-    uint32_t page = row_of(&m, seq.slot)[block];
-    if (!is_used_page(&m, page))
+    uint32_t page = row_of(m, seq.slot)[block];
+    if (!is_used_page(m, page))
         return KVP_ECORRUPT;
-    *ret_key = key_of(&m, page);
+    *ret_key = key_of(m, page);
     return KVP_OK;
 }
 
@@ -314,13 +314,13 @@ static PREFETCHER void prefetch_ahead(const struct pool_map *m, size_t i, size_t
 enum kvp_status kvp_cache_match(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t tenant, size_t n,
                                 const struct kvp_block_key *keys, size_t *ret_blocks, uint32_t *ret_pages)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_live_pool(ledger, pool, &m));
     size_t blocks = 0;
-    prefetch_slots(&m, 0, PREFETCH_SLOTS, n, keys);
+    prefetch_slots(m, 0, PREFETCH_SLOTS, n, keys);
     for (; blocks < n; blocks++) {
-        prefetch_ahead(&m, blocks, n, keys);
-        uint32_t page = find_block(&m, tenant, &keys[blocks]);
+        prefetch_ahead(m, blocks, n, keys);
+        uint32_t page = find_block(m, tenant, &keys[blocks]);
         if (page == KVP_NONE)
             break;
         if (ret_pages != NULL)
@@ -356,29 +356,29 @@ enum kvp_status kvp_seq_open_cached(struct kvp_ledger *ledger, struct kvp_pool_i
                                     uint64_t key, bool durable, size_t n, const struct kvp_block_key *keys,
                                     struct kvp_seq_id *ret_seq, size_t *ret_blocks)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *seq;
     struct kvp_seq_id made;
     uint32_t taken;
     TRY(map_live_pool(ledger, pool, &m));
-    prefetch_slots(&m, 0, PREFETCH_SLOTS, n, keys);
+    prefetch_slots(m, 0, PREFETCH_SLOTS, n, keys);
     TRY(kvp_seq_open(ledger, pool, attachment, key, durable, &made));
-    TRY(find_seq(&m, made, &seq));
+    TRY(find_seq(m, made, &seq));
     TRY(txn_room(ledger, 2 * ROOM_SMALL));
-    uint32_t tenant = m.attachments[attachment].tenant;
+    uint32_t tenant = m->attachments[attachment].tenant;
     if (tenant >= KVP_TENANTS_MAX)
         return KVP_ECORRUPT;
-    put32(ledger, &m.pool->tick, m.pool->tick + 1);
-    TRY(take_known(ledger, &m, seq, m.tenants[tenant].id, n, keys, &taken));
-    TRY(policy_opened(ledger, &m, n, taken, row_of(&m, made.slot)));
-    uint64_t tokens = (uint64_t)taken * m.pool->page_tokens;
+    put32(ledger, &m->pool->tick, m->pool->tick + 1);
+    TRY(take_known(ledger, m, seq, m->tenants[tenant].id, n, keys, &taken));
+    TRY(policy_opened(ledger, m, n, taken, row_of(m, made.slot)));
+    uint64_t tokens = (uint64_t)taken * m->pool->page_tokens;
     if (tokens > KVP_SEQUENCE_TOKENS_MAX)
         return KVP_EINVAL;
     put32(ledger, &seq->reserved, (uint32_t)tokens);
     put32(ledger, &seq->written, (uint32_t)tokens);
     put32(ledger, &seq->keyed, taken);
-    put64(ledger, &m.pool->lookup_blocks, m.pool->lookup_blocks + n);
-    put64(ledger, &m.pool->hit_blocks, m.pool->hit_blocks + taken);
+    put64(ledger, &m->pool->lookup_blocks, m->pool->lookup_blocks + n);
+    put64(ledger, &m->pool->hit_blocks, m->pool->hit_blocks + taken);
     *ret_seq = made;
     *ret_blocks = taken;
     return KVP_OK;
@@ -387,23 +387,23 @@ enum kvp_status kvp_seq_open_cached(struct kvp_ledger *ledger, struct kvp_pool_i
 enum kvp_status kvp_cache_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t page,
                              struct kvp_cache_entry *ret_entry)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (!is_used_page(&m, page) || !PAGE_PUBLISHED(m.pages[page]))
+    if (!is_used_page(m, page) || !PAGE_PUBLISHED(m->pages[page]))
         return KVP_ENOENT;
-    const struct block_entry *entry = &m.entries[page];
-    uint32_t tenant = PAGE_TENANT(m.pages[page]) - 1;
+    const struct block_entry *entry = &m->entries[page];
+    uint32_t tenant = PAGE_TENANT(m->pages[page]) - 1;
     if (tenant >= KVP_TENANTS_MAX)
         return KVP_ECORRUPT;
     *ret_entry = (struct kvp_cache_entry){
         .page = page,
-        .key = key_of(&m, page),
+        .key = key_of(m, page),
         .parent = ENTRY_PARENT(entry->family) == 0 ? KVP_NONE : ENTRY_PARENT(entry->family) - 1,
         .children = ENTRY_CHILDREN(entry->family),
-        .references = PAGE_REFS(m.pages[page]),
-        .tenant = m.tenants[tenant].id,
+        .references = PAGE_REFS(m->pages[page]),
+        .tenant = m->tenants[tenant].id,
         .hits = USE_HITS(entry->use),
-        .age = PAGE_REFS(m.pages[page]) == 0 ? m.pool->tick - USE_STAMP(entry->use) : 0,
+        .age = PAGE_REFS(m->pages[page]) == 0 ? m->pool->tick - USE_STAMP(entry->use) : 0,
     };
     return KVP_OK;
 }

@@ -54,7 +54,7 @@ static enum kvp_status find_name(const struct kvp_ledger *ledger, const struct p
 }
 
 /* A region that is there, and its pool. */
-static enum kvp_status find_region(const struct kvp_ledger *ledger, uint32_t region, struct pool_map *ret_map,
+static enum kvp_status find_region(const struct kvp_ledger *ledger, uint32_t region, const struct pool_map **ret_map,
                                    const struct block_region **ret_region)
 {
     if (region >= KVP_REGIONS_MAX)
@@ -105,16 +105,16 @@ enum kvp_status kvp_region_make(struct kvp_ledger *ledger, struct kvp_pool_id po
     const uint32_t *link;
     uint64_t name[8], offset;
     uint32_t slot = 0;
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(name_words(spec->name, name));
     if (spec->rank >= KVP_GPUS_MAX || spec->bytes == 0 || spec->bytes > KVP_REGION_BYTES_MAX || spec->align == 0 ||
         (spec->align & (spec->align - 1)) != 0 || spec->align > KVP_REGION_BYTES_MAX)
         return KVP_EINVAL;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_name(ledger, &m, spec->rank, name, &found));
+    TRY(find_name(ledger, m, spec->rank, name, &found));
     if (found != NULL)
         return KVP_EEXIST;
-    TRY(find_gap(ledger, &m, spec, &link, &offset, reterr_missing));
+    TRY(find_gap(ledger, m, spec, &link, &offset, reterr_missing));
     while (slot < KVP_REGIONS_MAX && regions[slot].pool_generation != 0)
         slot++;
     if (slot == KVP_REGIONS_MAX) {
@@ -135,7 +135,7 @@ enum kvp_status kvp_region_make(struct kvp_ledger *ledger, struct kvp_pool_id po
         put64(ledger, &made->mapped[i], 0);
     put32(ledger, &made->next, *link);
     put32(ledger, link, slot + 1);
-    put32(ledger, &m.pool->region_count, m.pool->region_count + 1);
+    put32(ledger, &m->pool->region_count, m->pool->region_count + 1);
     *ret_region = slot;
     return KVP_OK;
 }
@@ -143,15 +143,15 @@ enum kvp_status kvp_region_make(struct kvp_ledger *ledger, struct kvp_pool_id po
 enum kvp_status kvp_region_drop(struct kvp_ledger *ledger, uint32_t region)
 {
     const struct block_region *record, *at;
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(find_region(ledger, region, &m, &record));
     for (int i = 0; i < KVP_ATTACHMENTS_MAX / 64; i++) {
         if (record->mapped[i] != 0)
             return KVP_EBUSY;
     }
-    const uint32_t *link = &m.pool->regions;
+    const uint32_t *link = &m->pool->regions;
     for (uint32_t steps = 0;; link = &at->next) {
-        TRY(follow(ledger, &m, *link, &steps, &at));
+        TRY(follow(ledger, m, *link, &steps, &at));
         if (at == NULL)
             return KVP_ECORRUPT;
         if (at == record)
@@ -160,7 +160,7 @@ enum kvp_status kvp_region_drop(struct kvp_ledger *ledger, uint32_t region)
     TRY(txn_room(ledger, ROOM_SMALL));
     put32(ledger, link, record->next);
     put32(ledger, &record->pool_generation, 0);
-    put32(ledger, &m.pool->region_count, m.pool->region_count - 1);
+    put32(ledger, &m->pool->region_count, m->pool->region_count - 1);
     return KVP_OK;
 }
 
@@ -195,10 +195,10 @@ static void put_mapped(struct kvp_ledger *ledger, const struct block_region *reg
 enum kvp_status kvp_region_map(struct kvp_ledger *ledger, uint32_t region, uint32_t attachment)
 {
     const struct block_region *record;
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(find_region(ledger, region, &m, &record));
-    TRY(map_live_pool(ledger, (struct kvp_pool_id){m.slot, m.pool->generation}, &m));
-    TRY(find_live_attachment(&m, attachment));
+    TRY(map_live_pool(ledger, (struct kvp_pool_id){m->slot, m->pool->generation}, &m));
+    TRY(find_live_attachment(m, attachment));
     TRY(txn_room(ledger, ROOM_SMALL));
     put_mapped(ledger, record, attachment, true);
     return KVP_OK;
@@ -207,9 +207,9 @@ enum kvp_status kvp_region_map(struct kvp_ledger *ledger, uint32_t region, uint3
 enum kvp_status kvp_region_unmap(struct kvp_ledger *ledger, uint32_t region, uint32_t attachment)
 {
     const struct block_region *record;
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(find_region(ledger, region, &m, &record));
-    if (attachment >= KVP_ATTACHMENTS_MAX || m.attachments[attachment].state == KVP_ATTACHMENT_FREE)
+    if (attachment >= KVP_ATTACHMENTS_MAX || m->attachments[attachment].state == KVP_ATTACHMENT_FREE)
         return KVP_ENOENT;
     TRY(txn_room(ledger, ROOM_SMALL));
     put_mapped(ledger, record, attachment, false);
@@ -236,11 +236,11 @@ enum kvp_status kvp_region_find(const struct kvp_ledger *ledger, struct kvp_pool
 {
     const struct block_region *found;
     uint64_t words[8];
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
     if (name_words(name, words) != KVP_OK)
         return KVP_ENOENT;
-    TRY(find_name(ledger, &m, rank, words, &found));
+    TRY(find_name(ledger, m, rank, words, &found));
     if (found == NULL)
         return KVP_ENOENT;
     *ret_region = (uint32_t)(found - regions_of(ledger));
@@ -251,7 +251,7 @@ enum kvp_status kvp_region_get(const struct kvp_ledger *ledger, uint32_t region,
 {
     const struct block_region *record;
     uint32_t mapped = 0;
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(find_region(ledger, region, &m, &record));
     for (int i = 0; i < KVP_ATTACHMENTS_MAX / 64; i++)
         mapped += (uint32_t)__builtin_popcountll(record->mapped[i]);
@@ -269,10 +269,10 @@ enum kvp_status kvp_region_get(const struct kvp_ledger *ledger, uint32_t region,
 
 uint32_t kvp_region_first(const struct kvp_ledger *ledger, struct kvp_pool_id pool)
 {
-    struct pool_map m;
-    if (map_pool(ledger, pool, &m) != KVP_OK || m.pool->regions == 0 || m.pool->regions > KVP_REGIONS_MAX)
+    const struct pool_map *m;
+    if (map_pool(ledger, pool, &m) != KVP_OK || m->pool->regions == 0 || m->pool->regions > KVP_REGIONS_MAX)
         return KVP_NONE;
-    return m.pool->regions - 1;
+    return m->pool->regions - 1;
 }
 
 uint32_t kvp_region_next(const struct kvp_ledger *ledger, uint32_t region)
@@ -336,23 +336,22 @@ void audit_pool_regions(struct audit *audit, uint32_t pool_slot)
 {
     const struct block_region *regions = regions_of(audit->ledger), *before = NULL, *region;
     uint32_t steps = 0;
-    struct pool_map m;
-    map_pool_slot(audit->ledger, pool_slot, &m);
-    enum kvp_status status = follow(audit->ledger, &m, m.pool->regions, &steps, &region);
+    const struct pool_map *m = pool_at(audit->ledger, pool_slot);
+    enum kvp_status status = follow(audit->ledger, m, m->pool->regions, &steps, &region);
     for (; status == KVP_OK && region != NULL;
-         before = region, status = follow(audit->ledger, &m, region->next, &steps, &region)) {
+         before = region, status = follow(audit->ledger, m, region->next, &steps, &region)) {
         uint32_t slot = (uint32_t)(region - regions);
         if (audit->region_marks[slot]) {
             audit_report(audit, "region %u: is in the list of pool %u twice", slot, pool_slot);
             return;
         }
         audit->region_marks[slot] = 1;
-        audit_one(audit, &m, slot, before);
+        audit_one(audit, m, slot, before);
     }
     if (status != KVP_OK)
         audit_report(audit, "pool %u: its list of regions leads nowhere after %u", pool_slot, steps);
-    else if (steps != m.pool->region_count)
-        audit_report(audit, "pool %u: counts %u regions, has %u", pool_slot, m.pool->region_count, steps);
+    else if (steps != m->pool->region_count)
+        audit_report(audit, "pool %u: counts %u regions, has %u", pool_slot, m->pool->region_count, steps);
 }
 
 void audit_regions(struct audit *audit)

@@ -46,18 +46,13 @@ void shrink_row(struct kvp_ledger *ledger, const struct block_seq *seq, uint32_t
     put32(ledger, &seq->row_pages, row_pages);
 }
 
-struct kvp_page_copy owed_copy(const struct pool_map *m, const struct block_seq *seq)
+void owed_copy(const struct pool_map *m, const struct block_seq *seq, struct kvp_page_copy *ret_copy)
 {
-    if (seq->copy_source == 0)
-        return (struct kvp_page_copy){KVP_NONE, KVP_NONE, 0};
-    uint32_t index = seq->written / m->pool->page_tokens;
-    if (index >= seq->row_pages)
-        return (struct kvp_page_copy){KVP_NONE, KVP_NONE, 0};
-    return (struct kvp_page_copy){
-        .source = seq->copy_source - 1,
-        .destination = row_of(m, slot_of(m, seq))[index],
-        .tokens = seq->written % m->pool->page_tokens,
-    };
+    uint32_t page_tokens = m->pool->page_tokens;
+    bool owes = seq->copy_source != 0 && seq->state == KVP_SEQ_OPEN && seq->written / page_tokens < seq->row_pages;
+    ret_copy->source = owes ? seq->copy_source - 1 : KVP_NONE;
+    ret_copy->destination = owes ? row_of(m, slot_of(m, seq))[seq->written / page_tokens] : KVP_NONE;
+    ret_copy->tokens = owes ? seq->written % page_tokens : 0;
 }
 
 /* ---- reserve -------------------------------------------------------------------------------------------------------
@@ -148,20 +143,20 @@ static enum kvp_status cut(struct kvp_ledger *ledger, const struct pool_map *m, 
 enum kvp_status kvp_seq_reserve(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                 uint32_t reserved, bool truncate, struct kvp_after after, uint32_t *reterr_short)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
-    if (reserved > (uint64_t)m.pool->row_pages * m.pool->page_tokens || reserved > KVP_SEQUENCE_TOKENS_MAX)
+    TRY(find_seq(m, seq, &found));
+    if (reserved > (uint64_t)m->pool->row_pages * m->pool->page_tokens || reserved > KVP_SEQUENCE_TOKENS_MAX)
         return KVP_EINVAL;
     if (reserved == found->reserved)
         return KVP_OK;
     if (reserved < found->reserved && !truncate)
         return KVP_EINVAL;
-    TRY(seq_changeable(&m, found));
+    TRY(seq_changeable(m, found));
     if (reserved > found->reserved)
-        return grow(ledger, &m, found, reserved, reterr_short);
-    return cut(ledger, &m, found, reserved, after, reterr_short);
+        return grow(ledger, m, found, reserved, reterr_short);
+    return cut(ledger, m, found, reserved, after, reterr_short);
 }
 
 /* ---- observe -------------------------------------------------------------------------------------------------------
@@ -203,11 +198,11 @@ enum kvp_status observe_seq(struct kvp_ledger *ledger, const struct pool_map *m,
 enum kvp_status kvp_seq_observe(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                 uint32_t tokens, bool *ret_changed)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
-    return observe_seq(ledger, &m, found, tokens, ret_changed);
+    TRY(find_seq(m, seq, &found));
+    return observe_seq(ledger, m, found, tokens, ret_changed);
 }
 
 /* ---- fork ----------------------------------------------------------------------------------------------------------
@@ -245,20 +240,20 @@ enum kvp_status kvp_seq_fork(struct kvp_ledger *ledger, struct kvp_pool_id pool,
                              uint32_t attachment, uint64_t key, uint32_t tokens, struct kvp_seq_id *ret_child,
                              uint32_t *reterr_short)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found, *child;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_seq(&m, parent, &found));
-    TRY(find_live_attachment(&m, attachment));
+    TRY(find_seq(m, parent, &found));
+    TRY(find_live_attachment(m, attachment));
     if (tokens > found->written)
         return KVP_EINVAL;
-    if (find_key(ledger, &m, attachment, key) != NULL)
+    if (find_key(ledger, m, attachment, key) != NULL)
         return KVP_EEXIST;
-    TRY(txn_room(ledger, 2 * ROOM_SMALL + 2 * (uint64_t)(tokens / m.pool->page_tokens)));
-    TRY(take_slot(ledger, &m, &child));
-    open_slot(ledger, &m, child, attachment, key, false);
-    TRY(share_row(ledger, &m, found, child, tokens, reterr_short));
-    *ret_child = (struct kvp_seq_id){slot_of(&m, child), child->generation};
+    TRY(txn_room(ledger, 2 * ROOM_SMALL + 2 * (uint64_t)(tokens / m->pool->page_tokens)));
+    TRY(take_slot(ledger, m, &child));
+    open_slot(ledger, m, child, attachment, key, false);
+    TRY(share_row(ledger, m, found, child, tokens, reterr_short));
+    *ret_child = (struct kvp_seq_id){slot_of(m, child), child->generation};
     return KVP_OK;
 }
 
@@ -289,23 +284,23 @@ static enum kvp_status reclaim_row(struct kvp_ledger *ledger, const struct pool_
 
 enum kvp_status kvp_pool_reclaim(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t budget, bool *ret_more)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    struct page_drop drop = drop_begin(&m);
-    while (budget > 0 && m.pool->reclaim != 0 && txn_room_left(ledger) > 2 * ROOM_SMALL) {
-        uint32_t slot = linked_slot(&m, m.pool->reclaim);
-        if (slot == KVP_NONE || m.seqs[slot].state != KVP_SEQ_RECLAIM || m.seqs[slot].row_pages > m.pool->row_pages)
+    struct page_drop drop = drop_begin(m);
+    while (budget > 0 && m->pool->reclaim != 0 && txn_room_left(ledger) > 2 * ROOM_SMALL) {
+        uint32_t slot = linked_slot(m, m->pool->reclaim);
+        if (slot == KVP_NONE || m->seqs[slot].state != KVP_SEQ_RECLAIM || m->seqs[slot].row_pages > m->pool->row_pages)
             return KVP_ECORRUPT;
         uint32_t room = (txn_room_left(ledger) - 2 * ROOM_SMALL) / STORES_DROP;
-        uint32_t n = m.seqs[slot].row_pages;
+        uint32_t n = m->seqs[slot].row_pages;
         n = n < budget ? n : budget;
         n = n < room ? n : room;
-        if (n == 0 && m.seqs[slot].row_pages != 0)
+        if (n == 0 && m->seqs[slot].row_pages != 0)
             break;
-        TRY(reclaim_row(ledger, &m, &m.seqs[slot], n, &drop));
+        TRY(reclaim_row(ledger, m, &m->seqs[slot], n, &drop));
         budget -= n > 0 ? n : 1;
     }
-    drop_end(ledger, &m, &drop);
-    *ret_more = m.pool->reclaim != 0;
+    drop_end(ledger, m, &drop);
+    *ret_more = m->pool->reclaim != 0;
     return KVP_OK;
 }

@@ -234,30 +234,30 @@ enum kvp_status seq_changeable(const struct pool_map *m, const struct block_seq 
 enum kvp_status kvp_seq_open(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment, uint64_t key,
                              bool durable, struct kvp_seq_id *ret_seq)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *seq;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_live_attachment(&m, attachment));
-    if (find_key(ledger, &m, attachment, key) != NULL)
+    TRY(find_live_attachment(m, attachment));
+    if (find_key(ledger, m, attachment, key) != NULL)
         return KVP_EEXIST;
     TRY(txn_room(ledger, ROOM_SMALL));
-    TRY(take_slot(ledger, &m, &seq));
-    open_slot(ledger, &m, seq, attachment, key, durable);
-    *ret_seq = (struct kvp_seq_id){slot_of(&m, seq), seq->generation};
+    TRY(take_slot(ledger, m, &seq));
+    open_slot(ledger, m, seq, attachment, key, durable);
+    *ret_seq = (struct kvp_seq_id){slot_of(m, seq), seq->generation};
     return KVP_OK;
 }
 
 enum kvp_status kvp_seq_by_key(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment,
                                uint64_t key, struct kvp_seq_id *ret_seq)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (attachment >= KVP_ATTACHMENTS_MAX || m.attachments[attachment].state == KVP_ATTACHMENT_FREE)
+    if (attachment >= KVP_ATTACHMENTS_MAX || m->attachments[attachment].state == KVP_ATTACHMENT_FREE)
         return KVP_ENOENT;
-    const struct block_seq *seq = find_key(ledger, &m, attachment, key);
+    const struct block_seq *seq = find_key(ledger, m, attachment, key);
     if (seq == NULL)
         return KVP_ENOENT;
-    *ret_seq = (struct kvp_seq_id){slot_of(&m, seq), seq->generation};
+    *ret_seq = (struct kvp_seq_id){slot_of(m, seq), seq->generation};
     return KVP_OK;
 }
 
@@ -282,39 +282,39 @@ static void fill_view(const struct pool_map *m, const struct block_seq *restrict
     ret_view->after.timeline = seq->after_timeline;
     ret_view->after.value = seq->after_value;
     ret_view->pending_tokens = open ? seq->pending_tokens : 0;
-    ret_view->copy = open ? owed_copy(m, seq) : (struct kvp_page_copy){0};
+    owed_copy(m, seq, &ret_view->copy);
 }
 
 enum kvp_status kvp_seq_get(const struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                             struct kvp_seq_view *ret_view)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
-    fill_view(&m, found, ret_view);
+    TRY(find_seq(m, seq, &found));
+    fill_view(m, found, ret_view);
     return KVP_OK;
 }
 
 enum kvp_status kvp_seq_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot,
                            struct kvp_seq_view *ret_view)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (slot >= m.pool->max_sequences || m.seqs[slot].state == KVP_SEQ_FREE || m.seqs[slot].state == KVP_SEQ_PIN)
+    if (slot >= m->pool->max_sequences || m->seqs[slot].state == KVP_SEQ_FREE || m->seqs[slot].state == KVP_SEQ_PIN)
         return KVP_ENOENT;
-    if (m.seqs[slot].row_pages > m.pool->row_pages)
+    if (m->seqs[slot].row_pages > m->pool->row_pages)
         return KVP_ECORRUPT;
-    fill_view(&m, &m.seqs[slot], ret_view);
+    fill_view(m, &m->seqs[slot], ret_view);
     return KVP_OK;
 }
 
 const uint32_t *kvp_seq_row(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot)
 {
-    struct pool_map m;
-    if (map_pool(ledger, pool, &m) != KVP_OK || slot >= m.pool->max_sequences)
+    const struct pool_map *m;
+    if (map_pool(ledger, pool, &m) != KVP_OK || slot >= m->pool->max_sequences)
         return NULL;
-    return row_of(&m, slot);
+    return row_of(m, slot);
 }
 
 void clear_pending(struct kvp_ledger *ledger, const struct block_seq *seq)
@@ -327,13 +327,13 @@ void clear_pending(struct kvp_ledger *ledger, const struct block_seq *seq)
 enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                     uint32_t tokens, struct kvp_after after)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
+    TRY(find_seq(m, seq, &found));
     if (after.value == 0 || tokens > found->reserved)
         return KVP_EINVAL;
-    TRY(seq_changeable(&m, found));
+    TRY(seq_changeable(m, found));
     TRY(txn_room(ledger, ROOM_SMALL));
     bool waits = tokens > found->written;
     put32(ledger, &found->pending_tokens, waits ? tokens : 0);
@@ -344,10 +344,10 @@ enum kvp_status kvp_seq_set_pending(struct kvp_ledger *ledger, struct kvp_pool_i
 
 enum kvp_status kvp_seq_end_pending(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
+    TRY(find_seq(m, seq, &found));
     TRY(txn_room(ledger, ROOM_SMALL));
     clear_pending(ledger, found);
     return KVP_OK;
@@ -356,20 +356,20 @@ enum kvp_status kvp_seq_end_pending(struct kvp_ledger *ledger, struct kvp_pool_i
 enum kvp_status kvp_seq_transfer(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                                  uint32_t to_attachment)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_live_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
-    TRY(find_live_attachment(&m, to_attachment));
+    TRY(find_seq(m, seq, &found));
+    TRY(find_live_attachment(m, to_attachment));
     if (found->attachment == to_attachment)
         return KVP_OK;
     if (found->job != 0)
         return KVP_EBUSY;
-    if (find_key(ledger, &m, to_attachment, found->key) != NULL)
+    if (find_key(ledger, m, to_attachment, found->key) != NULL)
         return KVP_EEXIST;
     TRY(txn_room(ledger, ROOM_SMALL));
-    TRY(disown(ledger, &m, found));
-    own(ledger, &m, found, to_attachment);
+    TRY(disown(ledger, m, found));
+    own(ledger, m, found, to_attachment);
     put32(ledger, &found->version, found->version + 2);
     return KVP_OK;
 }
@@ -377,15 +377,15 @@ enum kvp_status kvp_seq_transfer(struct kvp_ledger *ledger, struct kvp_pool_id p
 enum kvp_status kvp_seq_close(struct kvp_ledger *ledger, struct kvp_pool_id pool, struct kvp_seq_id seq,
                               struct kvp_after after)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     const struct block_seq *found;
     TRY(map_pool(ledger, pool, &m));
-    TRY(find_seq(&m, seq, &found));
-    if (m.pool->state == KVP_POOL_LIVE && m.pool->needs_after && after.value == 0 && found->row_pages != 0)
+    TRY(find_seq(m, seq, &found));
+    if (m->pool->state == KVP_POOL_LIVE && m->pool->needs_after && after.value == 0 && found->row_pages != 0)
         return KVP_EINVAL;
-    TRY(seq_changeable(&m, found));
+    TRY(seq_changeable(m, found));
     TRY(txn_room(ledger, ROOM_SMALL));
-    return retire_open(ledger, &m, found, after);
+    return retire_open(ledger, m, found, after);
 }
 
 /* ---- walks ---------------------------------------------------------------------------------------------------------
@@ -400,20 +400,20 @@ static uint32_t linked_in_state(const struct pool_map *m, uint32_t link, enum kv
 
 uint32_t kvp_attachment_first(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t attachment)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     if (map_pool(ledger, pool, &m) != KVP_OK || attachment >= KVP_ATTACHMENTS_MAX ||
-        m.attachments[attachment].state == KVP_ATTACHMENT_FREE)
+        m->attachments[attachment].state == KVP_ATTACHMENT_FREE)
         return KVP_NONE;
-    return linked_in_state(&m, m.attachments[attachment].first, KVP_SEQ_OPEN);
+    return linked_in_state(m, m->attachments[attachment].first, KVP_SEQ_OPEN);
 }
 
 static uint32_t next_in_state(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot,
                               enum kvp_seq_state state)
 {
-    struct pool_map m;
-    if (map_pool(ledger, pool, &m) != KVP_OK || slot >= m.pool->max_sequences || m.seqs[slot].state != (uint32_t)state)
+    const struct pool_map *m;
+    if (map_pool(ledger, pool, &m) != KVP_OK || slot >= m->pool->max_sequences || m->seqs[slot].state != (uint32_t)state)
         return KVP_NONE;
-    return linked_in_state(&m, m.seqs[slot].next, state);
+    return linked_in_state(m, m->seqs[slot].next, state);
 }
 
 uint32_t kvp_attachment_next(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot)
@@ -423,10 +423,10 @@ uint32_t kvp_attachment_next(const struct kvp_ledger *ledger, struct kvp_pool_id
 
 uint32_t kvp_retiring_first(const struct kvp_ledger *ledger, struct kvp_pool_id pool)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     if (map_pool(ledger, pool, &m) != KVP_OK)
         return KVP_NONE;
-    return linked_in_state(&m, m.pool->retiring, KVP_SEQ_RETIRING);
+    return linked_in_state(m, m->pool->retiring, KVP_SEQ_RETIRING);
 }
 
 uint32_t kvp_retiring_next(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot)
@@ -436,10 +436,10 @@ uint32_t kvp_retiring_next(const struct kvp_ledger *ledger, struct kvp_pool_id p
 
 enum kvp_status kvp_seq_retired(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t slot)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (slot >= m.pool->max_sequences || m.seqs[slot].state != KVP_SEQ_RETIRING)
+    if (slot >= m->pool->max_sequences || m->seqs[slot].state != KVP_SEQ_RETIRING)
         return KVP_ENOENT;
     TRY(txn_room(ledger, ROOM_SMALL));
-    return reclaim_retired(ledger, &m, &m.seqs[slot]);
+    return reclaim_retired(ledger, m, &m->seqs[slot]);
 }

@@ -132,9 +132,7 @@ enum kvp_status kvp_session_end(struct kvp_ledger *ledger, struct kvp_session_id
             continue;
         if (record->attached[slot] > KVP_ATTACHMENTS_MAX || pools_of(ledger)[slot].state == KVP_POOL_FREE)
             return KVP_ECORRUPT;
-        struct pool_map m;
-        map_pool_slot(ledger, slot, &m);
-        put32(ledger, &m.attachments[record->attached[slot] - 1].state, KVP_ATTACHMENT_DEAD);
+        put32(ledger, &pool_at(ledger, slot)->attachments[record->attached[slot] - 1].state, KVP_ATTACHMENT_DEAD);
     }
     put32(ledger, &record->state, record->attachments == 0 ? KVP_SESSION_FREE : KVP_SESSION_ENDING);
     return KVP_OK;

@@ -133,15 +133,13 @@ enum kvp_status kvp_snapshot_step(struct kvp_ledger *ledger, size_t budget, bool
     }
     uint32_t slot = KVP_NONE;
     budget = copy_root(ledger, budget);
-    while (budget > 0 && (slot = next_pool(ledger)) != KVP_NONE) {
-        struct pool_map m;
-        map_pool_slot(ledger, slot, &m);
-        budget = copy_extent(ledger, &m, budget);
-    }
+    while (budget > 0 && (slot = next_pool(ledger)) != KVP_NONE)
+        budget = copy_extent(ledger, pool_at(ledger, slot), budget);
     *ret_taken = budget > 0 && slot == KVP_NONE;
     if (!*ret_taken)
         return KVP_OK;
     *ret_snapshot = (struct kvp_ledger){.view = ledger->copy, .bytes = ledger->bytes};
+    map_pools(ret_snapshot);
     kvp_snapshot_give_up(ledger);
     return KVP_OK;
 }

@@ -158,6 +158,7 @@ enum kvp_status kvp_ledger_open(struct kvp_ledger *ledger, const unsigned char *
     }
     TRY(recover(&found, reterr_why));
     store64(&found, offsetof(struct block_header, epoch), header->epoch + 1);
+    map_pools(&found);
     *ledger = found;
     return KVP_OK;
 }

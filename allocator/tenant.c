@@ -38,33 +38,33 @@ enum kvp_status tenant_place(struct kvp_ledger *ledger, const struct pool_map *m
 enum kvp_status kvp_tenant_set(struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t id, uint32_t quota_pages,
                                uint32_t guaranteed_pages)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     uint32_t index;
     TRY(map_live_pool(ledger, pool, &m));
     if (quota_pages != 0 && guaranteed_pages > quota_pages)
         return KVP_EINVAL;
     uint64_t guaranteed = guaranteed_pages;
     for (uint32_t i = 0; i < KVP_TENANTS_MAX; i++) {
-        if (m.tenants[i].used && m.tenants[i].id != id)
-            guaranteed += m.tenants[i].guaranteed;
+        if (m->tenants[i].used && m->tenants[i].id != id)
+            guaranteed += m->tenants[i].guaranteed;
     }
-    if (guaranteed > m.pool->pages - m.pool->reserved_pages)
+    if (guaranteed > m->pool->pages - m->pool->reserved_pages)
         return KVP_EINVAL;
-    TRY(tenant_place(ledger, &m, id, &index));
+    TRY(tenant_place(ledger, m, id, &index));
     TRY(txn_room(ledger, ROOM_SMALL));
-    put32(ledger, &m.tenants[index].quota, quota_pages);
-    put32(ledger, &m.tenants[index].guaranteed, guaranteed_pages);
+    put32(ledger, &m->tenants[index].quota, quota_pages);
+    put32(ledger, &m->tenants[index].guaranteed, guaranteed_pages);
     return KVP_OK;
 }
 
 enum kvp_status kvp_tenant_at(const struct kvp_ledger *ledger, struct kvp_pool_id pool, uint32_t index,
                               struct kvp_tenant_view *ret_view)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     TRY(map_pool(ledger, pool, &m));
-    if (index >= KVP_TENANTS_MAX || !m.tenants[index].used)
+    if (index >= KVP_TENANTS_MAX || !m->tenants[index].used)
         return KVP_ENOENT;
-    const struct block_tenant *tenant = &m.tenants[index];
+    const struct block_tenant *tenant = &m->tenants[index];
     *ret_view = (struct kvp_tenant_view){
         .id = tenant->id,
         .pages = tenant->pages,

@@ -217,19 +217,20 @@ enum kvp_status core_after(struct kvp_core *core, const struct pool_state *pool,
 enum kvp_status core_copies(struct kvp_core *core, const struct kvp_seq_view *views, size_t n,
                             struct copies *ret_copies)
 {
-    size_t owed = 0;
-    for (size_t i = 0; i < n; i++)
-        owed += views[i].copy.tokens != 0;
+    size_t first = 0;
+    while (first < n && views[first].copy.tokens == 0)
+        first++;
     memset(ret_copies, 0, sizeof(*ret_copies));
-    if (owed == 0)
+    if (first == n)
         return KVP_OK;
-    ret_copies->seqs = core_alloc(core, owed, sizeof(*ret_copies->seqs));
-    ret_copies->sources = core_alloc(core, owed, 3 * sizeof(*ret_copies->sources));
+    size_t most = n - first;
+    ret_copies->seqs = core_alloc(core, most, sizeof(*ret_copies->seqs));
+    ret_copies->sources = core_alloc(core, most, 3 * sizeof(*ret_copies->sources));
     if (ret_copies->seqs == NULL || ret_copies->sources == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the reply");
-    ret_copies->destinations = ret_copies->sources + owed;
-    ret_copies->tokens = ret_copies->destinations + owed;
-    for (size_t i = 0; i < n; i++) {
+    ret_copies->destinations = ret_copies->sources + most;
+    ret_copies->tokens = ret_copies->destinations + most;
+    for (size_t i = first; i < n; i++) {
         if (views[i].copy.tokens == 0)
             continue;
         size_t k = ret_copies->n++;

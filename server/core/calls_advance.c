@@ -110,18 +110,13 @@ enum kvp_status call_open_sequences(struct kvp_core *core, struct turn *turn)
 
 /* ---- Advance ----------------------------------------------------------------------------------------------------- */
 
-static uint32_t pages_for(const struct pool_state *pool, uint32_t tokens)
-{
-    return (uint32_t)(((uint64_t)tokens + pool->spec->page_tokens - 1) / pool->spec->page_tokens);
-}
-
 /* How many pages the sequences from `from` on take; what they give up is not counted. */
 static uint64_t batch_pages(const struct pool_state *pool, const struct kvp_seq_view *views, const uint32_t *reserved,
                             size_t from, size_t n)
 {
     uint64_t pages = 0;
     for (size_t k = from; k < n; k++) {
-        uint32_t needed = pages_for(pool, reserved[k]);
+        uint32_t needed = core_pages_for(pool, reserved[k]);
         if (needed > views[k].row_pages)
             pages += needed - views[k].row_pages;
     }
@@ -175,7 +170,7 @@ static enum kvp_status advance_one(struct kvp_core *core, struct turn *turn, str
                                    const Kvpool__V1__AdvanceRequest *request, const struct call_blocks *blocks,
                                    const struct kvp_seq_view *views, const struct kvp_after *after, size_t i)
 {
-    uint32_t reserved = request->reserved[i], pages = pages_for(pool, reserved), short_pages = 0;
+    uint32_t reserved = request->reserved[i], pages = core_pages_for(pool, reserved), short_pages = 0;
     bool changed;
     if (pages < views[i].row_pages && !pool->host && after[i].value == 0)
         return core_refuse(core, KVP_EINVAL, "after: seqs[%zu] gives up pages; on a GPU that needs a timeline value",

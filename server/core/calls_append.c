@@ -169,11 +169,6 @@ static enum kvp_status check_lengths(struct kvp_core *core, const Kvpool__V1__Ap
 
 /* ---- the job ----------------------------------------------------------------------------------------------------- */
 
-static uint32_t pages_of(const struct pool_state *pool, uint32_t tokens)
-{
-    return (uint32_t)(((uint64_t)tokens + pool->spec->page_tokens - 1) / pool->spec->page_tokens);
-}
-
 /* Within the transaction: the rows as they will be. */
 static enum kvp_status fill_rows(struct kvp_core *core, const Kvpool__V1__AppendRequest *request,
                                  const struct append *append, Kvpool__V1__ExecJobRequest *job)
@@ -185,7 +180,7 @@ static enum kvp_status fill_rows(struct kvp_core *core, const Kvpool__V1__Append
         return core_refuse(core, KVP_ENOMEM, "no memory for the job");
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {
-        uint32_t pages = pages_of(append->pool, request->at[i] + request->tokens[i]);
+        uint32_t pages = core_pages_for(append->pool, request->at[i] + request->tokens[i]);
         const uint32_t *row = kvp_seq_row(core->ledger, append->pool->id, append->views[i].id.slot);
         for (uint32_t k = 0; k < pages; k++)
             job->kv_indices[at++] = (int32_t)row[k];
@@ -218,7 +213,7 @@ static uint64_t append_pages(const Kvpool__V1__AppendRequest *request, const str
 {
     uint64_t pages = 0;
     for (size_t k = from; k < request->n_seqs; k++) {
-        uint32_t needed = pages_of(append->pool, request->at[k] + request->tokens[k]);
+        uint32_t needed = core_pages_for(append->pool, request->at[k] + request->tokens[k]);
         if (needed > append->views[k].row_pages)
             pages += needed - append->views[k].row_pages;
     }
@@ -237,7 +232,7 @@ static enum kvp_status reserve_all(struct kvp_core *core, struct turn *turn, con
                                                  (struct kvp_after){0}, &short_pages);
         if (status == KVP_ENOPAGES) {
             core->error_missing = short_pages + append_pages(request, append, i + 1);
-            return core_short(core, turn, pool, pages_of(pool, end) - append->views[i].row_pages);
+            return core_short(core, turn, pool, core_pages_for(pool, end) - append->views[i].row_pages);
         }
         if (status != KVP_OK)
             return core_seq_refuse(core, pool, status, "seqs", i, request->seqs[i]);

@@ -37,18 +37,13 @@ struct csr {
     size_t n_indices;
 };
 
-static uint32_t pages_for(const struct pool_state *pool, uint64_t tokens)
-{
-    return (uint32_t)((tokens + pool->spec->page_tokens - 1) / pool->spec->page_tokens);
-}
-
 /* The pages that hold the first lengths[i] tokens of each sequence. */
 static enum kvp_status fill_csr(struct kvp_core *core, const struct pool_state *pool, const struct kvp_seq_view *views,
                                 const uint32_t *lengths, size_t n, struct csr *ret_csr)
 {
     uint64_t total = 0;
     for (size_t i = 0; i < n; i++)
-        total += pages_for(pool, lengths[i]);
+        total += core_pages_for(pool, lengths[i]);
     if (total > KVP_CALL_PAGES_MAX)
         return core_refuse(core, KVP_EINVAL, "seqs: rows of %llu pages in all, at most %u in a call",
                            (unsigned long long)total, KVP_CALL_PAGES_MAX);
@@ -59,7 +54,7 @@ static enum kvp_status fill_csr(struct kvp_core *core, const struct pool_state *
     size_t at = 0;
     for (size_t i = 0; i < n; i++) {
         const uint32_t *row = kvp_seq_row(core->ledger, pool->id, views[i].id.slot);
-        uint32_t pages = pages_for(pool, lengths[i]);
+        uint32_t pages = core_pages_for(pool, lengths[i]);
         for (uint32_t k = 0; k < pages; k++)
             ret_csr->indices[at++] = (int32_t)row[k];
         ret_csr->indptr[i + 1] = (int32_t)at;

@@ -46,6 +46,8 @@ static void store64(uint64_t *word, uint64_t value)
 
 void core_publish_header(struct kvp_core *core, struct pool_state *pool, enum kvp_table_state state)
 {
+    pool->rows_offset = rows_offset(pool->spec);
+    pool->row_stride = row_stride(pool->spec);
     struct kvp_table_header *header = (struct kvp_table_header *)(void *)pool->table;
     struct kvp_pool_view view;
     CORE_ASSERT(kvp_pool_get(core->ledger, pool->id, &view) == KVP_OK);
@@ -64,9 +66,9 @@ void core_publish_header(struct kvp_core *core, struct pool_state *pool, enum kv
     store32(&header->page_tokens, pool->spec->page_tokens);
     store32(&header->max_sequences, pool->spec->max_sequences);
     store32(&header->row_pages, core_row_pages(pool->spec));
-    store64(&header->row_stride, row_stride(pool->spec));
+    store64(&header->row_stride, pool->row_stride);
     store64(&header->heads_offset, HEADS_OFFSET);
-    store64(&header->rows_offset, rows_offset(pool->spec));
+    store64(&header->rows_offset, pool->rows_offset);
     store64(&header->bytes, core_table_bytes(pool->spec));
     store32(&header->state, state);
     store64(&header->magic, KVP_TABLE_MAGIC);
@@ -79,7 +81,7 @@ static struct kvp_table_head *head_at(const struct pool_state *pool, uint32_t sl
 
 static uint32_t *row_at(const struct pool_state *pool, uint32_t slot)
 {
-    return (uint32_t *)(void *)(pool->table + rows_offset(pool->spec) + row_stride(pool->spec) * slot);
+    return (uint32_t *)(void *)(pool->table + pool->rows_offset + pool->row_stride * slot);
 }
 
 static void publish_closed(struct kvp_table_head *head, uint32_t version)

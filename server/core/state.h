@@ -97,7 +97,7 @@ struct pool_state {
     uint32_t n_slabs;
     struct slab_state slabs[KVP_GPUS_MAX];
     unsigned char *table;
-    uint64_t table_bytes;
+    uint64_t table_bytes, rows_offset, row_stride; /* see publish.c */
     struct kvp_timeline *timelines;
     void *stand_in_table, *stand_in_timelines; /* of a lost pool that lacks them (adopt.c); else NULL */
     struct attachment_state *attachments;      /* [KVP_ATTACHMENTS_MAX] */
@@ -352,6 +352,11 @@ enum kvp_status core_pool_live(struct kvp_core *core, const char *name, struct p
 /* What DescribePool says; in the call's memory. */
 enum kvp_status core_pool_info(struct kvp_core *core, struct pool_state *pool, Kvpool__V1__PoolInfo *ret_info);
 uint32_t core_row_pages(const Kvpool__V1__PoolSpec *spec);
+/* How many pages hold that many tokens. */
+static inline uint32_t core_pages_for(const struct pool_state *pool, uint32_t tokens)
+{
+    return tokens / pool->spec->page_tokens + (tokens % pool->spec->page_tokens != 0);
+}
 
 /* ---- pool_spec.c: what a caller may ask for ---------------------------------------------------------------------- */
 

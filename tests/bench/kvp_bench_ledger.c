@@ -129,26 +129,26 @@ static void drop_one(struct bench *bench, const struct pool_map *m, uint32_t pag
 
 static double page_in_order_round(struct bench *bench)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     MUST(map_pool(&bench->ledger, bench->pool, &m));
     double start = now_ns();
     for (uint32_t i = 0; i < PER_ROUND; i++) {
-        take_one(bench, &m);
-        drop_one(bench, &m, row_of(&m, 0)[0]);
+        take_one(bench, m);
+        drop_one(bench, m, row_of(m, 0)[0]);
     }
     return (now_ns() - start) / PER_ROUND;
 }
 
 static double page_shuffled_round(struct bench *bench)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     MUST(map_pool(&bench->ledger, bench->pool, &m));
     double start = now_ns();
     for (uint32_t i = 0; i < PER_ROUND; i++) {
         uint32_t other = random_below(bench, bench->taken_pages);
-        take_one(bench, &m);
-        drop_one(bench, &m, bench->taken[other]);
-        bench->taken[other] = row_of(&m, 0)[0];
+        take_one(bench, m);
+        drop_one(bench, m, bench->taken[other]);
+        bench->taken[other] = row_of(m, 0)[0];
     }
     return (now_ns() - start) / PER_ROUND;
 }
@@ -156,18 +156,18 @@ static double page_shuffled_round(struct bench *bench)
 /* All pages are taken, and half of them dropped in random order. */
 static void shuffle_pages(struct bench *bench)
 {
-    struct pool_map m;
+    const struct pool_map *m;
     MUST(map_pool(&bench->ledger, bench->pool, &m));
     bench->taken = malloc(bench->pages * sizeof(uint32_t));
     if (bench->taken == NULL)
         exit(1);
     for (bench->taken_pages = 0; bench->taken_pages < bench->pages; bench->taken_pages++) {
-        take_one(bench, &m);
-        bench->taken[bench->taken_pages] = row_of(&m, 0)[0];
+        take_one(bench, m);
+        bench->taken[bench->taken_pages] = row_of(m, 0)[0];
     }
     while (bench->taken_pages > bench->pages / 2) {
         uint32_t other = random_below(bench, bench->taken_pages);
-        drop_one(bench, &m, bench->taken[other]);
+        drop_one(bench, m, bench->taken[other]);
         bench->taken[other] = bench->taken[--bench->taken_pages];
     }
 }

@@ -38,14 +38,13 @@ static void *writable(struct rich *rich, const void *in_view)
 
 static void find_words(struct rich *rich)
 {
-    struct pool_map m;
-    map_pool_slot(rich->bed.ledger, rich->bed.pool.slot, &m);
-    rich->pool = writable(rich, m.pool);
-    rich->pages = writable(rich, m.pages);
-    rich->attachments = writable(rich, m.attachments);
-    rich->seqs = writable(rich, m.seqs);
-    rich->buckets = writable(rich, m.buckets);
-    rich->rows = writable(rich, m.rows);
+    const struct pool_map *m = pool_at(rich->bed.ledger, rich->bed.pool.slot);
+    rich->pool = writable(rich, m->pool);
+    rich->pages = writable(rich, m->pages);
+    rich->attachments = writable(rich, m->attachments);
+    rich->seqs = writable(rich, m->seqs);
+    rich->buckets = writable(rich, m->buckets);
+    rich->rows = writable(rich, m->rows);
     rich->sessions = writable(rich, sessions_of(rich->bed.ledger));
     rich->jobs = writable(rich, jobs_of(rich->bed.ledger));
     rich->regions = writable(rich, regions_of(rich->bed.ledger));

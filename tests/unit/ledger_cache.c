@@ -481,10 +481,9 @@ END_TEST
 START_TEST(an_entry_of_the_index_and_its_slots_take_at_most_64_bytes_a_page)
 {
     struct ledger_bed bed;
-    struct pool_map m;
     make(&bed, 1000);
-    map_pool_slot(bed.ledger, bed.pool.slot, &m);
-    ck_assert_uint_le(((const unsigned char *)m.policy - (const unsigned char *)m.entries) / 1000, 64);
+    const struct pool_map *m = pool_at(bed.ledger, bed.pool.slot);
+    ck_assert_uint_le(((const unsigned char *)m->policy - (const unsigned char *)m->entries) / 1000, 64);
     ledger_bed_end(&bed);
 }
 END_TEST
