@@ -8,10 +8,13 @@
 #include "log.h"
 #include "shell.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* A service manager starts it again at once, and what fails now fails then: no faster than this. */
 #define FAILED_MS 1000
@@ -166,6 +169,20 @@ static int run(const struct arguments *arguments)
     return configure(arguments, &config) ? serve(&config, arguments->discard_state) : 1;
 }
 
+/* Started without one of them, the daemon would log into whatever is opened in its place. Before main, and before the
+ * constructors of libraries: gRPC's opens an eventfd. */
+static void open_standard_files(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDWR);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+__attribute__((section(".preinit_array"), used)) static void (*const before_libraries)(void) = open_standard_files;
+
 int main(int argc, char **argv)
 {
     struct arguments arguments = {.settings = calloc((size_t)argc, sizeof(char *))};
@@ -176,6 +193,10 @@ int main(int argc, char **argv)
     for (unsigned i = 0; i < arguments.n_settings; i++)
         free(arguments.settings[i]);
     free(arguments.settings);
+    if (fflush(stdout) != 0 || ferror(stdout)) { /* a file cut short on a full disk would be taken for the whole */
+        fprintf(stderr, "kvpoold: standard output can not be written: %s\n", strerror(errno));
+        code = 1;
+    }
     if (code != 0 && getenv("NOTIFY_SOCKET") != NULL)
         poll(NULL, 0, FAILED_MS);
     return code;

@@ -144,6 +144,10 @@ const char *cli_seq_text(struct kvp_seq seq, char text[CLI_SEQ_BYTES]);
 #define CLI_AMOUNT_BYTES 24
 const char *cli_bytes_text(uint64_t bytes, char text[CLI_AMOUNT_BYTES]);
 
+/** A text of somebody else's, as a terminal may be shown it: control characters are '?'. JSON escapes them itself. */
+#define CLI_TEXT_BYTES 512
+const char *cli_text(const char *theirs, char text[CLI_TEXT_BYTES]);
+
 const char *cli_hex(const uint8_t *bytes, size_t n, char *text); /* text: 2 n + 1 */
 
 /* ---- cache.c ----------------------------------------------------------------------------------------------------- */

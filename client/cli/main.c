@@ -9,9 +9,11 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const struct cli_command *const groups[] = {cli_status_commands,   cli_pool_commands,  cli_session_commands,
                                                    cli_sequence_commands, cli_cache_commands, cli_demo_commands,
@@ -255,13 +257,26 @@ static int connect_and_run(struct cli *cli)
     return result;
 }
 
-/* What was printed must have come out. @return the exit status */
-static int said(int result)
+/* Started without one of them, the session's socket would come to lie in its place, and the output go to the daemon:
+ * what stands there instead can not be written. */
+static void open_standard_files(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        close(fd);
+}
+
+/* At the end, of --help too: what was printed must have come out. */
+static void check_output(void)
 {
     if (fflush(stdout) == 0 && !ferror(stdout))
-        return result;
+        return;
     fprintf(stderr, "kvpool: standard output can not be written: %s\n", strerror(errno));
-    return result != 0 ? result : 1;
+    _exit(1);
 }
 
 /* Words that are no command: those of its group are listed, if there is one. @return the exit status */
@@ -287,6 +302,8 @@ int main(int argc, char **argv)
     struct cli cli = {0};
     int at, words = 0;
 
+    open_standard_files();
+    atexit(check_output);
     argp_program_version = "kvpool " KVPOOL_VERSION;
     argp_err_exit_status = 2;
     argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &cli);
@@ -295,5 +312,5 @@ int main(int argc, char **argv)
     if (cli.command == NULL)
         return no_command(argc, argv, at);
     parse_options(&cli, argc - at - words + 1, argv + at + words - 1);
-    return said(connect_and_run(&cli));
+    return connect_and_run(&cli);
 }

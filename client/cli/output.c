@@ -113,6 +113,18 @@ const char *cli_bytes_text(uint64_t bytes, char text[CLI_AMOUNT_BYTES])
     return text;
 }
 
+const char *cli_text(const char *theirs, char text[CLI_TEXT_BYTES])
+{
+    snprintf(text, CLI_TEXT_BYTES, "%s", theirs);
+    for (unsigned char *c = (unsigned char *)text; *c != 0; c++) {
+        if (*c < 0x20 || *c == 0x7f)
+            *c = '?';
+        else if (*c == 0xc2 && c[1] >= 0x80 && c[1] <= 0x9f) /* the other controls, U+0080 to U+009F */
+            c[0] = c[1] = '?';
+    }
+    return text;
+}
+
 const char *cli_hex(const uint8_t *bytes, size_t n, char *text)
 {
     text[0] = 0;

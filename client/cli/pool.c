@@ -293,14 +293,14 @@ static void print_info(const struct kvp_pool_info *info, const struct regions *r
 {
     const struct kvp_layout_spec *layout = &info->spec.layout;
     const struct kvp_plane_spec *first = &layout->planes[0];
-    char page[CLI_AMOUNT_BYTES], slab[CLI_AMOUNT_BYTES];
+    char page[CLI_AMOUNT_BYTES], slab[CLI_AMOUNT_BYTES], text[CLI_TEXT_BYTES];
 
     printf("pool        %s (%s, %s)\n", info->spec.name, info->cuda ? "cuda" : "host",
            info->lost       ? "lost"
            : info->deleting ? "deleting"
                             : "live");
     if (info->spec.model[0] != 0)
-        printf("model       %s\n", info->spec.model);
+        printf("model       %s\n", cli_text(info->spec.model, text));
     printf("pages       %u of %u tokens, %s each, %u free\n", layout->pages, layout->page_tokens,
            cli_bytes_text(info->page_bytes, page), info->free_pages);
     printf("memory      %u slab%s of %s\n", info->slabs, info->slabs == 1 ? "" : "s",
@@ -320,7 +320,7 @@ static void print_info(const struct kvp_pool_info *info, const struct regions *r
     for (size_t i = 0; i < regions->n; i++) {
         const struct kvp_region_info *r = &regions->list[i];
 
-        printf("region      %s: %s at %" PRIu64 " of slab %u, of user %u, mapped by %u\n", r->name,
+        printf("region      %s: %s at %" PRIu64 " of slab %u, of user %u, mapped by %u\n", cli_text(r->name, text),
                cli_bytes_text(r->bytes, page), r->offset, r->rank, r->tenant, r->mapped);
     }
 }

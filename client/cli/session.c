@@ -42,7 +42,7 @@ static bool parse_secret(const struct cli *cli, uint8_t *secret, size_t room, si
     size_t n = text != NULL ? strlen(text) : 0;
 
     *ret_bytes = n / 2;
-    if (n % 2 != 0 || n / 2 > room) {
+    if (n % 2 != 0 || n / 2 > room || (text != NULL && n == 0)) {
         cli_usage(cli, "--resume is no secret that `kvpool session open' printed");
         return false;
     }

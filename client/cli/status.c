@@ -127,10 +127,11 @@ static void print_status(const struct kvp_stats *stats)
     printf("sessions: %u\n", stats->n_sessions);
     for (uint32_t i = 0; i < stats->n_sessions; i++) {
         const struct kvp_session_stats *session = &stats->sessions[i];
+        char name[CLI_TEXT_BYTES];
 
         printf("  %-16" PRIx64 " pid %u, uid %u, %u sequences%s%s%s%s\n", session->session_id, session->pid,
                session->uid, session->sequences, session->lease ? ", by lease" : "", session->ending ? ", ending" : "",
-               session->name[0] != 0 ? ", name " : "", session->name);
+               session->name[0] != 0 ? ", name " : "", cli_text(session->name, name));
     }
     printf("executors: %u\n", stats->n_executors);
     for (uint32_t i = 0; i < stats->n_executors; i++)

@@ -95,12 +95,47 @@ class Program(cli_house.Case):
 
 class Status(cli_house.Case):
     def test_what_can_not_be_printed_fails(self):
-        for words in (["status"], ["--json", "status"]):
+        daemon = os.path.join(os.environ["KVPOOL_BIN_DIR"], "kvpoold")
+        for command in ([self.program(), "status"], [self.program(), "--json", "status"], [self.program(), "--help"],
+                        [self.program(), "pool", "create", "--help"], [daemon, "--print-config"],
+                        [daemon, "--check-config"]):
             with open("/dev/full", "w") as full:
-                done = subprocess.run([self.program(), *words], env=self.environment(), stdout=full,
-                                      stderr=subprocess.PIPE, text=True)
-            self.assertEqual(done.returncode, 1)
+                done = subprocess.run(command, env=self.environment(), stdout=full, stderr=subprocess.PIPE, text=True)
+            self.assertEqual(done.returncode, 1, command)
             self.assertIn("No space left on device", done.stderr)
+
+    def test_output_goes_nowhere_else_when_there_is_no_standard_output(self):
+        for words in (["status"], ["--json", "status"]):  # where the session's socket would be
+            done = subprocess.run(["sh", "-c", 'exec "$0" "$@" <&- >&-', self.program(), *words],
+                                  env=self.environment(), stderr=subprocess.PIPE, text=True)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("can not be written", done.stderr)
+
+    def test_a_daemon_without_standard_files_serves_and_ends_as_any_other(self):
+        programs = pathlib.Path(os.environ["KVPOOL_BIN_DIR"])
+        folder = self.daemon.folder / "bare"
+        folder.mkdir()
+        for command, keeper in (([programs / "kvpoold"], 0), ([programs / "kvpool-keeper", programs / "kvpoold"], 1)):
+            process = subprocess.Popen(["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', *command, "--runtime-dir", folder,
+                                        "--backend", "host"])
+            self.run_cli("--wait", "60", "pool", "create", "p", *SMALL, endpoint=folder / "kvpool.sock")
+            standard = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in range(3)}
+            process.terminate()
+            self.assertEqual((process.wait(), standard), (0, {"/dev/null"}))
+            for left in folder.glob("*.sock"):
+                self.assertTrue(keeper, left)
+                left.unlink()
+        folder.rmdir()
+
+    def test_a_name_from_another_can_not_forge_lines_or_move_the_cursor(self):
+        token = self.run_cli("session", "open", "--name", "a\nsessions: 99\x1b[2J\x7f\u009b2J").stdout.strip()
+        self.run_cli("pool", "create", "named", *SMALL, "--model", "m\x1b[2J\nlost")
+        shown = self.run_cli("status").stdout + self.run_cli("pool", "show", "named").stdout
+        self.assertIn(", name a?sessions: 99?[2J???2J\n", shown)
+        self.assertIn("m?[2J?lost\n", shown)
+        self.assertEqual(self.json_of("pool", "show", "named")["model"], "m\x1b[2J\nlost")
+        self.run_cli("pool", "delete", "named")
+        self.run_cli("session", "close", token)
 
     def test_status_has_its_documented_keys(self):
         status = self.json_of("status")
@@ -256,6 +291,7 @@ class Sessions(cli_house.Case):
         self.misused("session", "close", text="a token is wanted")
         self.fails("KVP_ESESSION", "seq", "list", "p", session="00000000000000000000000000000000")
         self.misused("session", "open", "--resume", "xyz", text="--resume")
+        self.misused("session", "open", "--resume", "", text="--resume is no secret")  # of a variable that is not set
         self.fails("KVP_ENOENT", "session", "open", "--resume", 32 * "0")
         self.misused("session", "open", "--lease-ms", "-1", text="--lease-ms")
         for wrong in ("1", "99", "86400001", "-1", ""):
