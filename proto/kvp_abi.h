@@ -29,7 +29,7 @@
 
 #include <stdint.h>
 
-#define KVP_ABI_VERSION 1u
+#define KVP_ABI_VERSION 2u
 #define KVP_TABLE_MAGIC 0x656c626174707630ull
 
 enum kvp_table_state {
@@ -76,9 +76,35 @@ struct kvp_table_head {
  */
 struct kvp_timeline {
     uint64_t value;
-    uint64_t error; /* 0, or minus the status with which the daemon ended it after its owner's death */
-    uint64_t reserved[6];
+    uint64_t error;      /* minus the status of the last failure; 0: none since the timeline was taken up anew */
+    uint64_t lost_after; /* values above it … */
+    uint64_t lost_to;    /* … up to this were not reached by who was to: the value went past them, … */
+    uint64_t lost_error; /* … and this is why */
+    uint64_t reserved[3];
 };
+
+/* Why a value that the timeline is at, or past, was not reached by who was to reach it; 0: it was. */
+static inline uint64_t kvp_timeline_lost(const struct kvp_timeline *timeline, uint64_t value)
+{
+    uint64_t to = __atomic_load_n(&timeline->lost_to, __ATOMIC_ACQUIRE);
+    uint64_t after = __atomic_load_n(&timeline->lost_after, __ATOMIC_ACQUIRE);
+    return value > after && value <= to ? __atomic_load_n(&timeline->lost_error, __ATOMIC_ACQUIRE) : 0;
+}
+
+/*
+ * The values above `after`, up to `to`, will not be reached. To be said before the value goes past them, by daemon and
+ * executor alone, one at a time. One range is kept: it spans all failures until `error` is cleared, and what is between.
+ */
+static inline void kvp_timeline_lose(struct kvp_timeline *timeline, uint64_t after, uint64_t to, uint64_t error)
+{
+    int spans = __atomic_load_n(&timeline->error, __ATOMIC_ACQUIRE) != 0;
+    __atomic_store_n(&timeline->lost_error, error, __ATOMIC_RELEASE);
+    if (!spans || after < timeline->lost_after)
+        __atomic_store_n(&timeline->lost_after, after, __ATOMIC_RELEASE);
+    if (!spans || to > timeline->lost_to)
+        __atomic_store_n(&timeline->lost_to, to, __ATOMIC_RELEASE);
+    __atomic_store_n(&timeline->error, error, __ATOMIC_RELEASE);
+}
 
 /* ---- the session socket ------------------------------------------------------------------------------------------ */
 

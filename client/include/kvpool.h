@@ -845,7 +845,7 @@ KVP_API enum kvp_status kvp_timeline_value(const struct kvp_pool *pool, uint32_t
 /**
  * Wait on the calling thread until a point is reached.
  * @retval KVP_ETIMEDOUT  not within timeout_ms (0: only look)
- * @retval other          the timeline's owner died before it; what its death cost
+ * @retval other          it will not be: the timeline's owner died before it, or the work that was to reach it failed
  */
 KVP_API enum kvp_status kvp_timeline_wait(const struct kvp_pool *pool, struct kvp_point point, uint32_t timeout_ms);
 

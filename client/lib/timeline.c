@@ -3,8 +3,8 @@
  * each other.
  *
  * A value only rises. The host side loads it with acquire and stores it with release; streams write and wait by stream
- * memory operations of the driver on the same word (cuda.c). When a timeline's owner is proven dead, the daemon stores
- * the values that are still awaited with `error` set, so that a wait ends, with that status.
+ * memory operations of the driver on the same word (cuda.c). When a timeline's owner is proven dead, the daemon moves
+ * the value past those that are still awaited, and says of them that they were not reached: so a wait ends, with why.
  *
  * A thread's wait looks often at first, then sleeps a little longer each time: the writer may be a GPU, which wakes
  * nobody.
@@ -84,9 +84,9 @@ static bool reached(const struct kvp_timeline *line, uint64_t value)
     return __atomic_load_n(&line->value, __ATOMIC_ACQUIRE) >= value;
 }
 
-static enum kvp_status outcome(const struct kvp_timeline *line)
+static enum kvp_status outcome(const struct kvp_timeline *line, uint64_t value)
 {
-    uint64_t error = __atomic_load_n(&line->error, __ATOMIC_ACQUIRE);
+    uint64_t error = kvp_timeline_lost(line, value);
 
     if (error == 0)
         return KVP_OK;
@@ -121,7 +121,7 @@ enum kvp_status kvp_timeline_wait(const struct kvp_pool *pool, struct kvp_point 
         nanosleep(&nap, NULL);
         sleep_ns = sleep_ns * 2 < SLEEP_NS_MAX ? sleep_ns * 2 : SLEEP_NS_MAX;
     }
-    return outcome(line);
+    return outcome(line, point.value);
 }
 
 enum kvp_status kvp_timeline_wait_on(const struct kvp_pool *pool, struct kvp_point point, void *stream)

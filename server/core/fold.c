@@ -18,11 +18,6 @@ bool core_timeline_reached(const struct pool_state *pool, struct kvp_after after
     return __atomic_load_n(&pool->timelines[after.timeline].value, __ATOMIC_ACQUIRE) >= after.value;
 }
 
-static bool timeline_in_error(const struct pool_state *pool, uint32_t timeline)
-{
-    return __atomic_load_n(&pool->timelines[timeline].error, __ATOMIC_ACQUIRE) != 0;
-}
-
 /* ---- progress words ---------------------------------------------------------------------------------------------- */
 
 /* @return false: the attachment has no progress page */
@@ -63,7 +58,7 @@ uint32_t core_fold_tokens(const struct kvp_core *core, const struct pool_state *
     else
         word_of(pool, view->attachment, view, &tokens);
     if (view->pending_tokens > tokens && core_timeline_reached(pool, view->after) &&
-        !timeline_in_error(pool, view->after.timeline))
+        kvp_timeline_lost(&pool->timelines[view->after.timeline], view->after.value) == 0)
         tokens = view->pending_tokens;
     if (tokens > view->reserved)
         tokens = view->reserved;
@@ -298,7 +293,8 @@ void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t
     pending_cancel(core, pool, attachment);
     for (uint32_t k = first; k < first + n; k++) {
         struct kvp_timeline *timeline = &pool->timelines[attachment * KVP_TIMELINES_MAX + k];
-        __atomic_store_n(&timeline->error, (uint64_t)-KVP_ESESSION, __ATOMIC_RELEASE);
-        __atomic_fetch_add(&timeline->value, TIMELINE_LEAP, __ATOMIC_ACQ_REL);
+        uint64_t value = __atomic_load_n(&timeline->value, __ATOMIC_ACQUIRE);
+        kvp_timeline_lose(timeline, value, value + TIMELINE_LEAP, (uint64_t)-KVP_ESESSION);
+        __atomic_store_n(&timeline->value, value + TIMELINE_LEAP, __ATOMIC_RELEASE);
     }
 }

@@ -2,7 +2,7 @@
  * Jobs in hand: ledger records of work, the requests that go with them, and how they end.
  *
  *   taken ──► sent ──► done     its sequences have their tokens
- *     ▲         │ └──► failed   they stay as they were; the timeline's error word is set
+ *     ▲         │ └──► failed   they stay as they were; the timeline says that its value is lost
  *     └─────────┘ its executor died: sent to the next one, KVP_JOB_ATTEMPTS times
  *
  * Jobs of one attachment tell their ends on one timeline, in rising order. An executor keeps the order of what it was
@@ -146,7 +146,7 @@ static void write_late(struct kvp_core *core)
 static void late_add(struct kvp_core *core, struct pool_state *pool, const struct job_state *job,
                      enum kvp_status status)
 {
-    __atomic_store_n(&pool->timelines[job->timeline].error, (uint64_t)-status, __ATOMIC_RELEASE);
+    kvp_timeline_lose(&pool->timelines[job->timeline], job->value - 1, job->value, (uint64_t)-status);
     for (uint32_t i = 0; i < core->n_late; i++) {
         struct late_value *late = &core->late[i];
         if (late->pool.slot == job->pool.slot && late->timeline == job->timeline) {

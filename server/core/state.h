@@ -409,7 +409,7 @@ enum kvp_status core_see_named(struct kvp_core *core, struct pool_state *pool);
 void core_pool_tick(struct kvp_core *core, struct pool_state *pool);
 /* Drop page references of rows given up, one slice. */
 void core_reclaim_slice(struct kvp_core *core, struct pool_state *pool);
-/* Write what others wait for on n of an attachment's timelines, with the error set. */
+/* Move n of an attachment's timelines past what others wait for, as not reached. */
 void core_timelines_end(struct kvp_core *core, struct pool_state *pool, uint32_t attachment, uint32_t first,
                         uint32_t n);
 

@@ -10,7 +10,7 @@
  * rows cut to the length after the append, copies in groups in which no page is both read and written. A request of
  * kind JOB_NONE asks what came of a job: a daemon started anew has its number but not its bytes.
  *
- * A failed job stores its status in its timeline's error word, and no completion value: that is the daemon's to store.
+ * A failed job says on its timeline that its value is lost, and does not store it: that is the daemon's to do.
  * Main thread only, but for job_run.
  */
 #include "exec.h"
@@ -394,7 +394,7 @@ static enum kvp_status prepare_order(struct kvp_exec_job *job, struct kvp_exec_e
     }
     if (r->done_value != 0) {
         job->work.done = job->item.task.done = &timelines[r->done_timeline];
-        job->work.done_value = r->done_value;
+        job->work.done_value = job->item.task.done_value = r->done_value;
     }
     return KVP_OK;
 }

@@ -74,10 +74,10 @@ static void tell_done(struct kvp_exec_queue *queue, struct kvp_exec_task *task)
         ;
 }
 
-/* A value that the daemon wrote for its dead owner says nothing of a source: the task ends unrun. */
+/* A value that its owner did not reach says nothing of a source: the task ends unrun. */
 static enum kvp_status wait_outcome(struct kvp_exec_task *task)
 {
-    uint64_t error = task->wait != NULL ? __atomic_load_n(&task->wait->error, __ATOMIC_ACQUIRE) : 0;
+    uint64_t error = task->wait != NULL ? kvp_timeline_lost(task->wait, task->wait_value) : 0;
 
     if (error == 0)
         return KVP_OK;
@@ -88,7 +88,7 @@ static enum kvp_status wait_outcome(struct kvp_exec_task *task)
 void kvp_exec_task_failed(const struct kvp_exec_task *task, enum kvp_status status)
 {
     if (task->done != NULL)
-        __atomic_store_n(&task->done->error, (uint64_t)-status, __ATOMIC_RELEASE);
+        kvp_timeline_lose(task->done, task->done_value - 1, task->done_value, (uint64_t)-status);
 }
 
 static void *work(void *arg)

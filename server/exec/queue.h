@@ -26,7 +26,8 @@ struct kvp_exec_task {
     uint64_t pool;                   /* for cancelling */
     const struct kvp_timeline *wait; /* NULL: none */
     uint64_t wait_value;
-    struct kvp_timeline *done; /* NULL: none; its error word is set where the task fails, before the next one begins */
+    struct kvp_timeline *done; /* NULL: none; where the task fails it is said there, before the next one begins */
+    uint64_t done_value;
     enum kvp_status (*run)(struct kvp_exec_task *task, struct kvp_exec_worker *worker, struct kvp_exec_error *reterr);
     /* what came of it */
     enum kvp_status status;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 /* ---- pools and sessions ------------------------------------------------------------------------------------------ */
@@ -519,6 +520,56 @@ START_TEST(a_timeline_is_signalled_by_its_owner_and_waited_for_by_anybody)
 }
 END_TEST
 
+/* Reach a point of a timeline of a session of its own, tell which, and end. */
+static void reach_and_end(int told)
+{
+    struct kvp_client *own;
+    struct kvp_pool *its;
+    struct kvp_point point;
+
+    if (kvp_connect(daemon_.socket, NULL, &own) != KVP_OK || kvp_attach(own, "p", NULL, &its) != KVP_OK ||
+        kvp_timeline_id(its, 1, &point.timeline) != KVP_OK ||
+        kvp_timeline_value(its, point.timeline, &point.value) != KVP_OK)
+        _exit(1);
+    point.value++;
+    if (kvp_timeline_signal(its, point, NULL) != KVP_OK || write(told, &point, sizeof(point)) != sizeof(point))
+        _exit(1);
+    _exit(0);
+}
+
+START_TEST(a_point_that_was_reached_stays_so_when_its_owner_ends_and_what_was_not_is_never_taken_for_it)
+{
+    struct kvp_point reached, never;
+    struct kvp_client *next;
+    struct kvp_pool *theirs;
+    int told[2], ended;
+    uint32_t timeline;
+    pid_t child;
+
+    ck_assert_int_eq(pipe(told), 0);
+    child = fork();
+    ck_assert_int_ge(child, 0);
+    if (child == 0)
+        reach_and_end(told[1]);
+    ck_assert_int_eq(read(told[0], &reached, sizeof(reached)), sizeof(reached));
+    ck_assert_int_eq(waitpid(child, &ended, 0), child);
+    never = (struct kvp_point){reached.timeline, reached.value + 1};
+    ck_assert_int_eq(kvp_timeline_wait(pool, never, TEST_WAIT_MS), KVP_ESESSION);
+    ck_ok(kvp_timeline_wait(pool, reached, 0));
+
+    ck_ok(kvp_connect(daemon_.socket, NULL, &next)); /* in the dead one's place */
+    ck_ok(kvp_attach(next, "p", NULL, &theirs));
+    ck_ok(kvp_timeline_id(theirs, 1, &timeline));
+    ck_assert_uint_eq(timeline, reached.timeline);
+    ck_assert_int_eq(kvp_timeline_wait(pool, never, 0), KVP_ESESSION);
+    ck_ok(kvp_timeline_wait(pool, reached, 0));
+    ck_ok(kvp_detach(theirs));
+    kvp_disconnect(next);
+    close(told[0]);
+    close(told[1]);
+}
+END_TEST
+
 START_TEST(statistics_name_pools_sessions_and_executors)
 {
     struct kvp_session_info me;
@@ -629,6 +680,7 @@ int main(void)
     tcase_add_test(tcase, an_append_on_request_writes_the_same_bytes);
     tcase_add_test(tcase, index_results_come_into_a_registered_buffer);
     tcase_add_test(tcase, a_timeline_is_signalled_by_its_owner_and_waited_for_by_anybody);
+    tcase_add_test(tcase, a_point_that_was_reached_stays_so_when_its_owner_ends_and_what_was_not_is_never_taken_for_it);
     tcase_add_test(tcase, statistics_name_pools_sessions_and_executors);
     tcase_add_test(tcase, no_core_dump_of_any_process_holds_the_ledger_or_the_pages);
     suite_add_tcase(suite, tcase);

@@ -552,13 +552,15 @@ START_TEST(a_wait_that_the_daemon_ended_for_its_dead_owner_fails_the_job)
     batch.job.done_timeline = 32;
     batch.job.done_value = 1;
     exec_peer_send(&peer, JOB, &batch.job.base, NULL, 0);
-    __atomic_store_n(&pool.timelines[40].error, (uint64_t)-KVP_ESESSION, __ATOMIC_RELEASE);
+    kvp_timeline_lose(&pool.timelines[40], 2, 3, (uint64_t)-KVP_ESESSION);
     __atomic_store_n(&pool.timelines[40].value, 3, __ATOMIC_RELEASE);
     answer = exec_peer_next(&peer);
     ck_assert_int_eq(answer.status, KVP_ESESSION);
     exec_answer_free(&answer);
     ck_assert_uint_eq(pool.timelines[32].value, 0);
     ck_assert_uint_eq(pool.timelines[32].error, (uint64_t)-KVP_ESESSION); /* said before a later job stores its value */
+    ck_assert_uint_eq(kvp_timeline_lost(&pool.timelines[32], 1), (uint64_t)-KVP_ESESSION);
+    ck_assert_uint_eq(kvp_timeline_lost(&pool.timelines[32], 2), 0);
     exec_pool_check(&pool, "nothing is written");
     exec_batch_free(&batch);
     exec_pool_free(&pool);

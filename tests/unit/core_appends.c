@@ -304,6 +304,9 @@ START_TEST(a_failed_append_leaves_the_length_and_tells_the_timeline)
     ck_assert_uint_eq(shell_timelines(shell)[0].error, 0);
     shell_pump(shell);
     ck_assert_uint_eq(shell_timelines(shell)[0].value, 2);
+    ck_assert_uint_eq(kvp_timeline_lost(&shell_timelines(shell)[0], 1),
+                      (uint64_t)-KVP_EDEVICE); /* whenever one looks */
+    ck_assert_uint_eq(kvp_timeline_lost(&shell_timelines(shell)[0], 2), 0);
     check_bytes(seq, 1, 6);
 }
 END_TEST

@@ -150,6 +150,10 @@ START_TEST(who_waits_for_a_dead_owners_timeline_is_told)
     ck_assert_uint_eq(shell_attach(shell, b, "p"), attachment_a);
     ck_assert_uint_eq(timeline->error, 0);
     ck_assert_uint_eq(timeline->value, before);
+    ck_assert_uint_eq(kvp_timeline_lost(timeline, 10), 0); /* that one was reached, */
+    ck_assert_uint_eq(kvp_timeline_lost(timeline, 11), (uint64_t)-KVP_ESESSION);
+    ck_assert_uint_eq(kvp_timeline_lost(timeline, before), (uint64_t)-KVP_ESESSION);
+    ck_assert_uint_eq(kvp_timeline_lost(timeline, before + 1), 0); /* and this one is the next owner's */
 }
 END_TEST
 

@@ -380,7 +380,7 @@ static void run_job(struct shell *shell, uint32_t slot, struct shell_job *job)
     enum kvp_status status = shell->fail_job;
     shell->fail_job = KVP_OK;
     if (status != KVP_OK && r->done_value != 0)
-        timeline->error = (uint64_t)-status;
+        kvp_timeline_lose(timeline, r->done_value - 1, r->done_value, (uint64_t)-status);
     if (status == KVP_OK) {
         place(slab, &placed);
         do_zeros(r, &placed);
