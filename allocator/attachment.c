@@ -49,6 +49,10 @@ enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, s
     put32(ledger, &made->retiring, 0);
     put32(ledger, &made->nvml_seen, 0);
     put32(ledger, &made->tenant, tenant);
+    put32(ledger, &made->lacking, 0);
+    const struct block_attachment *leader = &m->attachments[made->leader];
+    if (leader->lacking != 0)
+        put32(ledger, &leader->lacking, leader->lacking - 1);
     put32(ledger, &made->state, KVP_ATTACHMENT_LIVE);
     put32(ledger, &m->pool->attachments, m->pool->attachments + 1);
     put32(ledger, &record->attached[m->slot], index + 1);
@@ -59,7 +63,8 @@ enum kvp_status kvp_attach(struct kvp_ledger *ledger, struct kvp_pool_id pool, s
 
 #define ROOM_FREE (ROOM_SMALL + KVP_ATTACHMENTS_MAX + KVP_REGIONS_MAX) /* what free_attachment may store */
 
-/* LIVE or DEAD -> FREE. Those that joined it stand alone from then on; regions that it had mapped stay. */
+/* LIVE or DEAD -> FREE. Those that joined it stand alone from then on, whom it joined lacks it; regions that it had
+ * mapped stay. */
 static enum kvp_status free_attachment(struct kvp_ledger *ledger, const struct pool_map *m, uint32_t index)
 {
     const struct block_attachment *gone = &m->attachments[index];
@@ -73,6 +78,8 @@ static enum kvp_status free_attachment(struct kvp_ledger *ledger, const struct p
         if (i != index && m->attachments[i].state != KVP_ATTACHMENT_FREE && m->attachments[i].leader == index)
             put32(ledger, &m->attachments[i].leader, i);
     }
+    if (gone->leader != index && gone->leader < KVP_ATTACHMENTS_MAX)
+        put32(ledger, &m->attachments[gone->leader].lacking, m->attachments[gone->leader].lacking + 1);
     put32(ledger, &gone->state, KVP_ATTACHMENT_FREE);
     put32(ledger, &m->pool->attachments, m->pool->attachments - 1);
     session_detached(ledger, session, m->slot);
@@ -107,6 +114,7 @@ enum kvp_status kvp_attachment_get(const struct kvp_ledger *ledger, struct kvp_p
         .leader = record->leader,
         .sequences = record->sequences,
         .nvml_seen = record->nvml_seen != 0,
+        .lacking = record->lacking,
     };
     return KVP_OK;
 }

@@ -235,6 +235,8 @@ static void audit_attachments(struct pool_audit *a)
         if (leader >= KVP_ATTACHMENTS_MAX || a->m.attachments[leader].state == KVP_ATTACHMENT_FREE ||
             a->m.attachments[leader].leader != leader)
             REPORT(a, "attachment", i, "its leader %u leads no group", leader);
+        else if (leader != i && attachment->lacking != 0)
+            REPORT(a, "attachment", i, "leads no group, and lacks %u ranks", attachment->lacking);
         if (attachment->retiring != a->retiring[i])
             REPORT(a, "attachment", i, "counts %u retiring rows, has %u", attachment->retiring, a->retiring[i]);
     }

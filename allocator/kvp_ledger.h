@@ -338,6 +338,7 @@ struct kvp_attachment_view {
     uint32_t leader;    /* the attachment whose group it joined; itself, if none */
     uint32_t sequences; /* owned */
     bool nvml_seen;     /* NVML listed its process while it lived */
+    uint32_t lacking;   /* ranks that left the group it leads, and in whose place none has joined */
 };
 
 /**

@@ -215,8 +215,8 @@ struct block_attachment {
     uint32_t first;     /* list of them, by `next` */
     uint32_t retiring;  /* RETIRING ones that it owned */
     uint32_t nvml_seen;
-    uint32_t tenant; /* index */
-    uint32_t pad;
+    uint32_t tenant;  /* index */
+    uint32_t lacking; /* of a leader: ranks that left its group, and in whose place none has joined */
     uint64_t pad2[3];
 };
 

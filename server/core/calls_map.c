@@ -52,7 +52,7 @@ static enum kvp_status check_door(struct kvp_core *core, const struct turn *turn
 
 /* The attachment whose group is joined; KVP_NONE: none. */
 static enum kvp_status find_group(struct kvp_core *core, const struct turn *turn, const struct pool_state *pool,
-                                  uint64_t join, uint32_t *ret_leader)
+                                  uint64_t join, bool metadata_only, uint32_t *ret_leader)
 {
     struct kvp_session_view session;
     *ret_leader = KVP_NONE;
@@ -66,6 +66,8 @@ static enum kvp_status find_group(struct kvp_core *core, const struct turn *turn
         return core_refuse(core, KVP_EPERM, "join: session %#llx is another tenant's", (unsigned long long)join);
     if (turn->call->caller.door != KVP_DOOR_SOCKET)
         return core_refuse(core, KVP_EINVAL, "join: a group's progress pages need the session socket");
+    if (metadata_only)
+        return core_refuse(core, KVP_EINVAL, "join: who maps metadata alone writes no rank's part");
     return KVP_OK;
 }
 
@@ -73,11 +75,11 @@ static enum kvp_status find_group(struct kvp_core *core, const struct turn *turn
 
 /* The session's attachment, made if there is none; a group can only be joined by a new one. */
 static enum kvp_status obtain_attachment(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
-                                         uint64_t join, uint32_t *ret_attachment)
+                                         uint64_t join, bool metadata_only, uint32_t *ret_attachment)
 {
     struct kvp_attachment_view view, leader_view;
     uint32_t leader;
-    TRY(find_group(core, turn, pool, join, &leader));
+    TRY(find_group(core, turn, pool, join, metadata_only, &leader));
     enum kvp_status status = kvp_attachment_of(core->ledger, pool->id, turn->session.id, ret_attachment);
     if (status == KVP_OK) {
         TRY(kvp_attachment_get(core->ledger, pool->id, *ret_attachment, &view));
@@ -182,7 +184,7 @@ enum kvp_status call_attach(struct kvp_core *core, struct turn *turn)
     TRY(core_pool_live(core, request->pool, &pool));
     TRY(check_expectations(core, pool, request));
     TRY(check_door(core, turn, pool));
-    TRY(obtain_attachment(core, turn, pool, request->join, &attachment));
+    TRY(obtain_attachment(core, turn, pool, request->join, request->metadata_only, &attachment));
     if (!request->metadata_only)
         TRY(obtain_progress(core, turn, pool, attachment));
     struct attachment_state *state = &pool->attachments[attachment];
@@ -231,6 +233,7 @@ enum kvp_status call_detach(struct kvp_core *core, struct turn *turn)
             return core_wait(core, turn, WAIT_JOB, i);
         return core_refuse(core, KVP_EBUSY, "pool: work of this session is under way");
     }
+    core_fold_last_words(core, pool, attachment);
     kvp_txn_begin(core->ledger);
     enum kvp_status status = kvp_detach(core->ledger, pool->id, attachment);
     if (status == KVP_EBUSY)
@@ -411,8 +414,8 @@ enum kvp_status core_buffer_adopt(struct kvp_core *core, const struct kvp_buffer
     if (state->buffers == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for a session's buffers");
     struct buffer_state *buffer = &state->buffers[view->number];
-    *buffer = (struct buffer_state){
-        .used = true, .has_ipc = view->has_ipc, .bytes = view->bytes, .offset = view->offset};
+    *buffer =
+        (struct buffer_state){.used = true, .has_ipc = view->has_ipc, .bytes = view->bytes, .offset = view->offset};
     memcpy(buffer->device, view->device, sizeof(buffer->device));
     memcpy(buffer->ipc, view->ipc, sizeof(buffer->ipc));
     return KVP_OK;

@@ -234,9 +234,17 @@ void core_joined_count(struct kvp_core *core, struct pool_state *pool)
     pool->joined = 0;
     for (uint32_t i = 0; i < KVP_ATTACHMENTS_MAX; i++) {
         struct kvp_attachment_view view;
-        if (kvp_attachment_get(core->ledger, pool->id, i, &view) == KVP_OK && view.leader != i)
+        if (kvp_attachment_get(core->ledger, pool->id, i, &view) == KVP_OK && (view.leader != i || view.lacking != 0))
             pool->joined++;
     }
+}
+
+void core_fold_last_words(struct kvp_core *core, struct pool_state *pool, uint32_t attachment)
+{
+    struct kvp_attachment_view view;
+    core_fold_attachment(core, pool, attachment);
+    if (kvp_attachment_get(core->ledger, pool->id, attachment, &view) == KVP_OK && view.leader != attachment)
+        core_fold_attachment(core, pool, view.leader);
 }
 
 void core_attachment_gone(struct kvp_core *core, struct pool_state *pool, uint32_t attachment)
@@ -316,7 +324,7 @@ static void attachment_tick(struct kvp_core *core, struct pool_state *pool, stru
     if (!state->released && core_session_has_jobs(core, session))
         return; /* an executor still writes the first timeline; the job's end makes this due */
     if (!state->released) {
-        core_fold_attachment(core, pool, attachment);
+        core_fold_last_words(core, pool, attachment);
         core_timelines_end(core, pool, attachment, 0, 1);
         state->linger_until_ms = core->now_ms + pool->spec->linger_ms;
         state->released = true;

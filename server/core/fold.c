@@ -4,7 +4,8 @@
  * A worker's stream stores {version, tokens} into its progress page behind its append kernels. The core looks when it
  * is asked something of the row, or of what is cached while the row has named pages that are not written, and when a
  * session ends; never when idle. A word of another version than the row's is ignored,
- * one over `reserved` is clamped by the ledger. With tensor parallelism the least of the group's words counts.
+ * one over `reserved` is clamped by the ledger. With tensor parallelism the least of the group's words counts: and none
+ * from the end of one of its ranks on, until another joins in its place, since nobody writes that rank's part.
  *
  * Every tick while something waits: rows that retire, transfers under way (`pending`: a list of slots, whose entries
  * may be stale), rows to reclaim, a slice a tick.
@@ -32,13 +33,13 @@ static bool word_of(const struct pool_state *pool, uint32_t attachment, const st
     return true;
 }
 
-/* The least of the words of those in the owner's group that have a progress page. */
+/* The least of the words of those in the owner's group that have a progress page; 0 while the group lacks a rank. */
 static uint32_t group_tokens(const struct kvp_core *core, const struct pool_state *pool,
                              const struct kvp_seq_view *view)
 {
     struct kvp_attachment_view owner, member;
     uint32_t least = UINT32_MAX, tokens;
-    if (kvp_attachment_get(core->ledger, pool->id, view->attachment, &owner) != KVP_OK)
+    if (kvp_attachment_get(core->ledger, pool->id, view->attachment, &owner) != KVP_OK || owner.lacking != 0)
         return 0;
     for (uint32_t i = 0; i < KVP_ATTACHMENTS_MAX; i++) {
         if (pool->attachments[i].progress == NULL || kvp_attachment_get(core->ledger, pool->id, i, &member) != KVP_OK ||

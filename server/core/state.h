@@ -101,7 +101,8 @@ struct pool_state {
     struct kvp_timeline *timelines;
     void *stand_in_table, *stand_in_timelines; /* of a lost pool that lacks them (adopt.c); else NULL */
     struct attachment_state *attachments;      /* [KVP_ATTACHMENTS_MAX] */
-    uint32_t joined;   /* attachments that joined another's group: when none, a word is looked up at once */
+    uint32_t joined;   /* attachments that joined another's group, or lack one that did: when none, a word is looked up
+                          at once */
     bool reclaim_due;  /* rows may be in RECLAIM */
     struct block_hasher *hasher; /* NULL: no block was named yet */
     uint64_t *pin_until_ms;      /* [max_sequences] when the lease of the pin in a slot ends */
@@ -427,8 +428,10 @@ void core_sessions_tick(struct kvp_core *core);
 /* Does nothing write for a DEAD attachment any more, for all that is known? */
 bool core_attachment_quiet(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 void core_lease_renew(struct kvp_core *core, const struct kvp_session_view *session);
-/* Count the attachments that joined another's group. */
+/* Count the attachments that joined another's group, and the groups that lack one. */
 void core_joined_count(struct kvp_core *core, struct pool_state *pool);
+/* Fold what an attachment that is about to go has reported, and those whose group it is in. */
+void core_fold_last_words(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 /* The ledger has let it go: so does everything here. */
 void core_attachment_gone(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
 /* An executor said which processes its device serves. */

@@ -234,23 +234,57 @@ START_TEST(progress_words_of_this_version_count_and_no_others)
 }
 END_TEST
 
-START_TEST(the_least_word_of_a_group_counts)
+static uint32_t join_group(struct kvp_caller rank, struct kvp_caller leader)
 {
     Kvpool__V1__AttachRequest request = KVPOOL__V1__ATTACH_REQUEST__INIT;
-    struct kvp_caller rank1 = shell_connect(shell, 1000, 43);
     request.pool = (char *)"p";
     request.abi_version = KVP_ABI_VERSION;
-    request.join = (uint64_t)a.session.generation << 32 | a.session.slot;
-    struct shell_call *call = CALL(rank1, ATTACH, request);
+    request.join = (uint64_t)leader.session.generation << 32 | leader.session.slot;
+    struct shell_call *call = CALL(rank, ATTACH, request);
     ck_assert_int_eq(call->status, KVP_OK);
-    uint32_t attachment1 = ((const Kvpool__V1__AttachReply *)call->reply)->attachment;
+    uint32_t attachment = ((const Kvpool__V1__AttachReply *)call->reply)->attachment;
     shell_call_free(shell, call);
+    return attachment;
+}
+
+START_TEST(the_least_word_of_a_group_counts)
+{
+    uint32_t attachment1 = join_group(shell_connect(shell, 1000, 43), a);
     uint64_t seq = open_one(a, 1);
     advance_ok(a, seq, 8, 0);
     report_progress(attachment_a, seq, 6);
     ck_assert_uint_eq(shell_length(shell, a, "p", seq), 0);
     report_progress(attachment1, seq, 4);
     ck_assert_uint_eq(shell_length(shell, a, "p", seq), 4);
+}
+END_TEST
+
+START_TEST(what_a_rank_that_left_did_not_write_never_counts_until_another_joins_in_its_place)
+{
+    struct kvp_caller rank1 = shell_connect(shell, 1000, 43), rank2 = shell_connect(shell, 1000, 44);
+    const struct kvp_session_id sessions[] = {a.session, b.session, rank2.session};
+    uint32_t attachment1 = join_group(rank1, a);
+    uint64_t seq = open_one(a, 1);
+    advance_ok(a, seq, 16, 0);
+    report_progress(attachment_a, seq, 6);
+    report_progress(attachment1, seq, 4);
+    kvp_core_process_ended(shell->core, rank1.session);
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 4); /* its last word, */
+    report_progress(attachment_a, seq, 9);
+    shell_restart(shell, sessions, 3);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 4); /* and no more */
+    attachment1 = join_group(rank2, a);
+    report_progress(attachment1, seq, 8);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 8);
+
+    report_progress(attachment1, seq, 9);
+    Kvpool__V1__DetachRequest detach = KVPOOL__V1__DETACH_REQUEST__INIT;
+    detach.pool = (char *)"p";
+    ck_assert_int_eq(finish(CALL(rank2, DETACH, detach)), KVP_OK);
+    report_progress(attachment_a, seq, 12);
+    ck_assert_uint_eq(shell_length(shell, a, "p", seq), 9);
+    ck_assert_int_eq(shell_close(shell, a, "p", seq), KVP_OK);
 }
 END_TEST
 
@@ -559,6 +593,7 @@ int main(void)
     tcase_add_test(t, a_repeated_advance_is_answered_and_not_done_again);
     tcase_add_test(t, progress_words_of_this_version_count_and_no_others);
     tcase_add_test(t, the_least_word_of_a_group_counts);
+    tcase_add_test(t, what_a_rank_that_left_did_not_write_never_counts_until_another_joins_in_its_place);
     tcase_add_test(t, a_truncation_moves_the_version_and_owes_the_copy_of_a_sealed_page);
     tcase_add_test(t, a_fork_shares_full_pages_and_owes_the_copy_of_the_part);
     tcase_add_test(t, sequences_of_another_tenant_are_neither_forked_nor_given);

@@ -204,6 +204,9 @@ START_TEST(the_audit_finds_what_is_wrong_with_lists_keys_and_counts)
     PLANT(rich.attachments[0].sequences, 4, "attachment 0: counts 4 sequences, has 3");
     PLANT(rich.attachments[0].retiring, 0, "attachment 0: counts 0 retiring rows, has 1");
     PLANT(rich.attachments[0].leader, 44, "attachment 0: its leader 44 leads no group");
+    rich.attachments[1].leader = 0;
+    PLANT(rich.attachments[1].lacking, 1, "attachment 1: leads no group, and lacks 1 ranks");
+    rich.attachments[1].leader = 1;
     PLANT(rich.attachments[0].session_slot, 1, "attachment 0: its session 1 does not know it");
     PLANT(rich.attachments[0].state, KVP_ATTACHMENT_FREE, "attachment 0: free, and 1 rows wait for its timelines");
     PLANT(rich.pool->open_count, 9, "counts 9 open sequences, has 4");
