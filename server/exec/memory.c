@@ -1,5 +1,6 @@
 /** Host memory that crosses process borders; see memory.h. */
 #include "memory.h"
+#include "available.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -23,35 +24,17 @@ enum kvp_status kvp_exec_fail(struct kvp_exec_error *reterr, enum kvp_status sta
     return status;
 }
 
-/* What the kernel could still give out; 0 where it does not say: then nothing is taken. */
-static uint64_t available_bytes(void)
-{
-    unsigned long long kib = 0;
-    char line[128];
-    FILE *file = fopen("/proc/meminfo", "re");
-
-    if (file == NULL)
-        return 0;
-    while (fgets(line, sizeof(line), file) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    fclose(file);
-    return kib * 1024;
-}
-
-/*
- * A memfd has no size limit of its own: asked for more than there is, fallocate takes all memory and the kernel then
- * kills processes, anyone's. So no step is taken that what is available does not cover.
- */
+/* No step is taken that what is available does not cover: see available.h. */
 static enum kvp_status allocate(int fd, uint64_t bytes, struct kvp_exec_error *reterr)
 {
     for (uint64_t at = 0; at < bytes;) {
-        uint64_t step = bytes - at < ALLOCATE_STEP ? bytes - at : ALLOCATE_STEP, room = available_bytes();
+        const char *where;
+        uint64_t step = bytes - at < ALLOCATE_STEP ? bytes - at : ALLOCATE_STEP, room = kvp_available_bytes(&where);
         uint64_t needed = at == 0 ? bytes : step;
 
         if (room < ALLOCATE_SPARE || room - ALLOCATE_SPARE < needed)
-            return kvp_exec_fail(reterr, KVP_ENOMEM, "%llu bytes of shared memory are asked for, %llu are available",
-                                 (unsigned long long)bytes, (unsigned long long)room);
+            return kvp_exec_fail(reterr, KVP_ENOMEM, "%llu bytes of shared memory are asked for, %llu are available %s",
+                                 (unsigned long long)bytes, (unsigned long long)room, where);
         if (fallocate(fd, 0, (off_t)at, (off_t)step) == 0)
             at += step;
         else if (errno != EINTR)
