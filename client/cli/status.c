@@ -255,19 +255,36 @@ static bool parse_session_id(const struct cli *cli, const char *text, uint64_t *
     return false;
 }
 
+static uint64_t quarantined_pages(const struct cli *cli)
+{
+    struct kvp_pool_info *info;
+    uint64_t pages;
+
+    if (kvp_pool_describe(cli->client, cli->arguments[0], &info) != KVP_OK)
+        return 0;
+    pages = info->quarantined_pages;
+    kvp_pool_info_free(info);
+    return pages;
+}
+
 static int run_release(struct cli *cli)
 {
-    uint64_t session_id = 0, pages;
+    uint64_t session_id = 0, pages, before;
     enum kvp_status status;
 
     if (cli->n_arguments > 1 && !parse_session_id(cli, cli->arguments[1], &session_id))
         return 2;
+    before = quarantined_pages(cli);
     status = kvp_release_quarantine(cli->client, cli->arguments[0], session_id, &pages);
     if (status != KVP_OK)
         return cli_failed("releasing from quarantine", status);
     if (cli_json(cli))
         return cli_print_json(json_pack("{s:s, s:I}", "pool", cli->arguments[0], "released_pages", (json_int_t)pages));
-    printf("%" PRIu64 " pages released\n", pages);
+    printf("%" PRIu64 " pages released", pages);
+    if (session_id == 0 && before > pages) /* without a session, those whose process's end is not known */
+        printf("; %" PRIu64 " stay in quarantine, of sessions that are to be named: see `kvpool status'",
+               before - pages);
+    putchar('\n');
     return 0;
 }
 

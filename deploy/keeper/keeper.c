@@ -23,6 +23,8 @@
  * It is a subreaper, so that an executor whose daemon died becomes its child, and is reaped. With the last copy of its
  * socket closed here, the executor ends too. It holds no CUDA context, and allocates nothing after the start.
  */
+#include "log.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -83,14 +85,11 @@ static uint64_t now_ms(void)
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
-static void say(const char *what, const char *detail, long number)
-{
-    fprintf(stderr, "kvpool-keeper: %s%s%s (%ld)\n", what, *detail ? ": " : "", detail, number);
-}
+#define SAY(level, format, ...) kvp_log(level, "kvpool-keeper: " format, __VA_ARGS__)
 
 static void fail(const char *what)
 {
-    fprintf(stderr, "kvpool-keeper: %s: %s\n", what, strerror(errno));
+    SAY(LOG_ERR, "%s: %s", what, strerror(errno));
     exit(1);
 }
 
@@ -108,7 +107,7 @@ static size_t names_bytes(void)
 static void keep(int fd, const char *name)
 {
     if (keeper.n_kept == keeper.fds_max || names_bytes() + strlen(name) + 2 > sizeof(keeper.names)) {
-        say("the store is full; closing", name, keeper.n_kept);
+        SAY(LOG_ERR, "the store is full, with %u file descriptors: %s is not kept", keeper.n_kept, name);
         close(fd);
         return;
     }
@@ -167,7 +166,7 @@ static void exec_daemon(void)
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     execvp(keeper.command[0], keeper.command);
-    fprintf(stderr, "kvpool-keeper: %s: %s\n", keeper.command[0], strerror(errno));
+    SAY(LOG_ERR, "%s: %s", keeper.command[0], strerror(errno));
     _exit(127);
 }
 
@@ -178,7 +177,7 @@ static void start_daemon(void)
     if (pid == 0)
         exec_daemon();
     if (pid < 0) {
-        say("fork", strerror(errno), errno);
+        SAY(LOG_ERR, "fork: %s; tried again in %u ms", strerror(errno), keeper.backoff_ms);
         keeper.state = WAITING;
         keeper.due_ms = now_ms() + keeper.backoff_ms;
         return;
@@ -262,22 +261,34 @@ static bool hear(void)
 
 /* ---- its death --------------------------------------------------------------------------------------------------- */
 
+static void say_ended(int status, pid_t pid, const char *then)
+{
+    const char *how = WIFEXITED(status) ? "exited with" : "died of signal";
+    int number = WIFEXITED(status) ? WEXITSTATUS(status) : WTERMSIG(status);
+
+    SAY(keeper.state == STOPPING ? LOG_INFO : LOG_WARNING, "the daemon (pid %d) %s %d%s", (int)pid, how, number, then);
+}
+
 static void daemon_died(int status)
 {
-    bool stopping = keeper.state == STOPPING, serving = keeper.state == SERVING;
     int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    pid_t pid = keeper.daemon;
 
     keeper.daemon = 0;
-    if (stopping)
+    if (keeper.state == STOPPING) {
+        say_ended(status, pid, "; what was kept is given up");
         exit(0);
-    if (serving) {
-        say("the daemon ended; starting it again", "", code);
+    }
+    if (keeper.state == SERVING) {
+        say_ended(status, pid, ", and is started again, with all that is kept");
         start_daemon();
         return;
     }
-    if (!keeper.served)
+    if (!keeper.served) {
+        say_ended(status, pid, " and never served");
         exit(code != 0 ? code : 1);
-    say("the daemon ended before it was ready; waiting, then starting it again", "", code);
+    }
+    say_ended(status, pid, " before it was ready, and is started again in a moment; what is kept stays");
     keeper.state = WAITING;
     keeper.due_ms = now_ms() + keeper.backoff_ms;
     keeper.backoff_ms = keeper.backoff_ms * 2 < BACKOFF_MAX_MS ? keeper.backoff_ms * 2 : BACKOFF_MAX_MS;
@@ -333,12 +344,14 @@ static int due(void)
     if (keeper.state == WAITING && now >= keeper.due_ms)
         start_daemon();
     if (keeper.state == STOPPING && now >= keeper.due_ms) {
-        say("the daemon did not stop in time; killing it", "", keeper.daemon);
+        SAY(LOG_WARNING, "the daemon (pid %d) did not stop in %llu ms (--stop-ms): killed", (int)keeper.daemon,
+            (unsigned long long)keeper.stop_ms);
         kill(keeper.daemon, SIGKILL);
         keeper.due_ms = now + keeper.stop_ms;
     }
     if (keeper.state == SERVING && keeper.watchdog_ms > 0 && now >= keeper.alive_ms + keeper.watchdog_ms) {
-        say("the daemon missed its watchdog; killing it", "", keeper.daemon);
+        SAY(LOG_WARNING, "the daemon (pid %d) was silent for %llu ms (--watchdog-ms): killed", (int)keeper.daemon,
+            (unsigned long long)keeper.watchdog_ms);
         kill(keeper.daemon, SIGKILL);
         keeper.alive_ms = now;
     }
@@ -462,6 +475,7 @@ int main(int argc, char **argv)
     char text[32];
 
     open_standard_files();
+    kvp_log_start(LOG_INFO);
     parse(argc, argv);
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
         files.rlim_cur = files.rlim_max;

@@ -286,7 +286,8 @@ static void end_unconnected(struct kvp_core *core)
         if (kvp_session_at(core->ledger, slot, &view) != KVP_OK || view.state != KVP_SESSION_OPEN ||
             view.spec.kind != KVP_SESSION_SOCKET || core->sessions[slot].connected)
             continue;
-        core_log(core, 5, "session %u (pid %u) has no connection any more", slot, view.spec.pid);
+        core_log(core, 5, "session %llx (pid %u) has no connection any more", (unsigned long long)ID_WORD(view.id),
+                 view.spec.pid);
         core_session_end(core, view.id);
     }
 }

@@ -427,7 +427,8 @@ void core_buffer_lost(struct kvp_core *core, const struct kvp_buffer_view *view)
     CORE_ASSERT(kvp_buffer_remove(core->ledger, view->session, view->number) == KVP_OK);
     kvp_txn_commit(core->ledger);
     drop_buffer(core, view->session, view->number);
-    core_log(core, 4, "buffer %u of session %u is lost: its memory was not kept", view->number, view->session.slot);
+    core_log(core, 4, "buffer %u of session %llx is lost: its memory was not kept", view->number,
+             (unsigned long long)ID_WORD(view->session));
 }
 
 enum { REGISTER_PLACE = 0, REGISTER_KEPT, REGISTER_IMPORTED };

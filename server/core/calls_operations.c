@@ -194,18 +194,6 @@ enum kvp_status call_audit(struct kvp_core *core, struct turn *turn)
 
 /* ---- ReleaseQuarantine ------------------------------------------------------------------------------------------- */
 
-static uint64_t held_pages(const struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
-{
-    uint64_t pages = 0;
-    uint32_t slot = kvp_attachment_first(core->ledger, pool->id, attachment);
-    for (; slot != KVP_NONE; slot = kvp_attachment_next(core->ledger, pool->id, slot)) {
-        struct kvp_seq_view view;
-        if (kvp_seq_at(core->ledger, pool->id, slot, &view) == KVP_OK)
-            pages += view.row_pages;
-    }
-    return pages;
-}
-
 /* @return whether the attachment is of a dead session, and still in quarantine */
 static bool in_quarantine(struct kvp_core *core, struct pool_state *pool, uint32_t attachment,
                           struct kvp_session_view *ret_session)
@@ -235,9 +223,9 @@ enum kvp_status call_release_quarantine(struct kvp_core *core, struct turn *turn
         if (request->session_id == 0 && !ended)
             continue;
         pool->attachments[i].forced = true;
-        reply.pages += held_pages(core, pool, i);
-        core_log(core, 4, "quarantine of session %u (pid %u) in pool %s is released by an operator", session.id.slot,
-                 session.spec.pid, pool->spec->name);
+        reply.pages += core_attachment_pages(core, pool, i);
+        core_log(core, 4, "pool %s: the quarantine of session %llx (pid %u) is released by an operator",
+                 pool->spec->name, (unsigned long long)ID_WORD(session.id), session.spec.pid);
     }
     core_due(core, core->now_ms);
     return core_answer(core, turn, &reply.base, NULL, 0);

@@ -21,6 +21,7 @@
 #define ASK_SEEN_MS       500u   /* between the first questions whether NVML lists a process */
 #define ASK_SEEN_LATER_MS 30000u /* … and after that */
 #define ASK_SEEN_OFTEN    20u
+#define QUARANTINE_SAY_MS 10000u /* NVML lists a dead process for so long: it is said */
 #define RELEASE_SLICE     256u /* sequences a tick and attachment */
 
 /* ---- leases ------------------------------------------------------------------------------------------------------ */
@@ -57,7 +58,8 @@ static void leases_tick(struct kvp_core *core)
             continue;
         uint64_t until = core->sessions[slot].lease_until_ms;
         if (until <= core->now_ms) {
-            core_log(core, 5, "the lease of session %u (%s) has ended", slot, view.spec.name);
+            core_log(core, 5, "the lease of session %llx (name %s) has ended", (unsigned long long)ID_WORD(view.id),
+                     view.spec.name);
             core_session_end(core, view.id);
         } else if (until < core->lease_check_ms) {
             core->lease_check_ms = until;
@@ -79,14 +81,23 @@ static void session_gone(struct kvp_core *core, struct kvp_session_id session)
 void core_session_end(struct kvp_core *core, struct kvp_session_id session)
 {
     struct kvp_session_view view;
+    uint32_t pools = 0, sequences = 0;
     if (kvp_session_get(core->ledger, session, &view) != KVP_OK || view.state != KVP_SESSION_OPEN)
         return;
     for (uint32_t slot = 0; slot < KVP_POOLS_MAX; slot++) {
         struct pool_state *pool = &core->pools[slot];
+        struct kvp_attachment_view attached;
         uint32_t attachment;
-        if (pool->id.generation != 0 && kvp_attachment_of(core->ledger, pool->id, session, &attachment) == KVP_OK)
-            core_fold_attachment(core, pool, attachment);
+        if (pool->id.generation == 0 || kvp_attachment_of(core->ledger, pool->id, session, &attachment) != KVP_OK)
+            continue;
+        core_fold_attachment(core, pool, attachment);
+        pools++;
+        if (kvp_attachment_get(core->ledger, pool->id, attachment, &attached) == KVP_OK)
+            sequences += attached.sequences;
     }
+    if (pools > 0)
+        core_log(core, 6, "session %llx (pid %u, name %s) has ended: it had %u sequences, in %u pools",
+                 (unsigned long long)ID_WORD(session), view.spec.pid, view.spec.name, sequences, pools);
     kvp_txn_begin(core->ledger);
     enum kvp_status status = kvp_session_end(core->ledger, session);
     CORE_ASSERT(status == KVP_OK);
@@ -227,6 +238,18 @@ static void seen_tick(struct kvp_core *core)
     }
 }
 
+uint64_t core_attachment_pages(const struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
+{
+    uint64_t pages = 0;
+    uint32_t slot = kvp_attachment_first(core->ledger, pool->id, attachment);
+    for (; slot != KVP_NONE; slot = kvp_attachment_next(core->ledger, pool->id, slot)) {
+        struct kvp_seq_view view;
+        if (kvp_seq_at(core->ledger, pool->id, slot, &view) == KVP_OK)
+            pages += view.row_pages;
+    }
+    return pages;
+}
+
 /* ---- release ----------------------------------------------------------------------------------------------------- */
 
 void core_joined_count(struct kvp_core *core, struct pool_state *pool)
@@ -302,18 +325,52 @@ static void release_slice(struct kvp_core *core, struct pool_state *pool, uint32
         core_due(core, core->now_ms);
 }
 
+/* A quarantine that an operator has to end, or that lasts, is said once. */
+static void say_quarantine(struct kvp_core *core, struct pool_state *pool, const struct kvp_session_view *session,
+                           uint32_t attachment, bool nvml_seen)
+{
+    struct attachment_state *state = &pool->attachments[attachment];
+    bool lease = session->spec.kind == KVP_SESSION_LEASE;
+    unsigned long long id = ID_WORD(session->id);
+    if (state->quarantined_ms == 0)
+        state->quarantined_ms = core->now_ms;
+    if (state->quarantine_said || (!lease && nvml_seen && core->now_ms - state->quarantined_ms < QUARANTINE_SAY_MS))
+        return;
+    state->quarantine_said = true;
+    core_log(core, 4,
+             "pool %s: %llu pages of session %llx (pid %u) stay in quarantine: %s. If nothing of it runs any more: "
+             "kvpool quarantine release %s %llx",
+             pool->spec->name, (unsigned long long)core_attachment_pages(core, pool, attachment), id, session->spec.pid,
+             lease       ? "it was by lease, which proves no process's end"
+             : nvml_seen ? "its process ended, and NVML still lists it"
+                         : "its process ended, and NVML had not listed it before",
+             pool->spec->name, id);
+}
+
+/* An attachment of a dead session for which something may still write. */
+static void wait_for_quiet(struct kvp_core *core, struct pool_state *pool, struct kvp_session_id session,
+                           uint32_t attachment)
+{
+    bool ended = core->sessions[session.slot].process_ended;
+    struct kvp_attachment_view view;
+    struct kvp_session_view dead;
+    if (kvp_attachment_get(core->ledger, pool->id, attachment, &view) != KVP_OK ||
+        kvp_session_get(core->ledger, session, &dead) != KVP_OK)
+        return;
+    if (dead.spec.kind == KVP_SESSION_LEASE || (ended && !pool->host))
+        say_quarantine(core, pool, &dead, attachment, view.nvml_seen);
+    if (!pool->host && ended && view.nvml_seen) {
+        ask_listings(core, pool);
+        core_due(core, core->now_ms + LISTING_MS);
+    }
+}
+
 static void attachment_tick(struct kvp_core *core, struct pool_state *pool, struct kvp_session_id session,
                             uint32_t attachment)
 {
     struct attachment_state *state = &pool->attachments[attachment];
-    struct kvp_attachment_view view;
     if (!core_attachment_quiet(core, pool, attachment)) {
-        bool listing_helps = !pool->host && core->sessions[session.slot].process_ended &&
-                             kvp_attachment_get(core->ledger, pool->id, attachment, &view) == KVP_OK && view.nvml_seen;
-        if (listing_helps) {
-            ask_listings(core, pool);
-            core_due(core, core->now_ms + LISTING_MS);
-        }
+        wait_for_quiet(core, pool, session, attachment);
         return;
     }
     if (!state->silenced) {

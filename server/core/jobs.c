@@ -208,7 +208,7 @@ static void end(struct kvp_core *core, struct job_state *job, enum kvp_status st
     write_late(core);
     free(ended.packed);
     if (status != KVP_OK)
-        core_log(core, 4, "a job of session %u failed: %s", ended.session.slot, text);
+        core_log(core, 4, "a job of session %llx failed: %s", (unsigned long long)ID_WORD(ended.session), text);
     tell_ops(core, id, status, text);
     if (core->ending != 0)
         core_due(core, core->now_ms);

@@ -83,6 +83,8 @@ struct attachment_state {
     uint64_t linger_until_ms; /* its durable sequences wait until then; 0: not yet known */
     uint64_t ask_nvml_ms;     /* when to ask whether NVML lists its process; NEVER: known, or of no use */
     uint32_t nvml_asks;
+    bool quarantine_said;    /* that it lasts, in the log */
+    uint64_t quarantined_ms; /* since when a dead process's pages are known to wait; 0: they do not */
 };
 
 struct pool_state {
@@ -427,6 +429,8 @@ void core_session_end(struct kvp_core *core, struct kvp_session_id session);
 void core_sessions_tick(struct kvp_core *core);
 /* Does nothing write for a DEAD attachment any more, for all that is known? */
 bool core_attachment_quiet(struct kvp_core *core, struct pool_state *pool, uint32_t attachment);
+/* Pages that its sequences hold. */
+uint64_t core_attachment_pages(const struct kvp_core *core, const struct pool_state *pool, uint32_t attachment);
 void core_lease_renew(struct kvp_core *core, const struct kvp_session_view *session);
 /* Count the attachments that joined another's group, and the groups that lack one. */
 void core_joined_count(struct kvp_core *core, struct pool_state *pool);

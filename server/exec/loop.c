@@ -10,6 +10,7 @@
  * KVP_EPROTO where it has an envelope; the socket lives on. Main thread only.
  */
 #include "exec.h"
+#include "log.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -77,7 +78,7 @@ static void post(struct kvp_exec *exec, struct kvp_wire_packet *packet, int fd)
     return;
 
 free_packet:
-    fprintf(stderr, "<3>kvpool-exec: out of memory, a reply is lost\n");
+    kvp_log(LOG_ERR, "kvpool-exec: out of memory, a reply is lost");
     kvp_wire_packet_free(packet);
 }
 
@@ -127,7 +128,7 @@ void kvp_exec_refuse(struct kvp_exec *exec, uint16_t method, uint64_t tag, enum 
     if (kvp_wire_pack(method, KVP_ENVELOPE_REPLY, status, tag, &error.base, &packet) == KVP_OK)
         post(exec, &packet, -1);
     else
-        fprintf(stderr, "<3>kvpool-exec: out of memory, a reply is lost: %s\n", text);
+        kvp_log(LOG_ERR, "kvpool-exec: out of memory, a reply is lost: %s", text);
 }
 
 /* ---- in ---------------------------------------------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
  * when its device is lost, with 2 when its options are wrong. At its end the driver may hang: an alarm ends that.
  */
 #include "exec.h"
+#include "log.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -72,14 +73,14 @@ static int read_options(struct kvp_exec *exec, int argc, char **argv)
         switch (option) {
         case 's':
             if (!socket_number(optarg, &exec->socket)) {
-                fprintf(stderr, "<3>kvpool-exec: --socket-fd %s is no SEQPACKET socket\n", optarg);
+                kvp_log(LOG_ERR, "kvpool-exec: --socket-fd %s is no SEQPACKET socket", optarg);
                 return 2;
             }
             break;
         case 'b':
             exec->backend = backend_by_name(optarg);
             if (exec->backend == NULL) {
-                fprintf(stderr, "<3>kvpool-exec: backend %s is not in this build\n", optarg);
+                kvp_log(LOG_ERR, "kvpool-exec: backend %s is not in this build", optarg);
                 return 2;
             }
             break;
@@ -133,6 +134,7 @@ int main(int argc, char **argv)
 
     if (exec == NULL)
         return 1;
+    kvp_log_start(LOG_INFO);
     exec->socket = -1;
     exec->device_id = "";
     exec->outbox_end = &exec->outbox;
@@ -146,7 +148,7 @@ int main(int argc, char **argv)
     /* the loop must never wait in a send; and its short sleeps are to be as short as they say */
     if (fcntl(exec->socket, F_SETFL, O_NONBLOCK) != 0 || fcntl(exec->socket, F_SETFD, FD_CLOEXEC) != 0 ||
         prctl(PR_SET_TIMERSLACK, 1000ul) != 0 || signal(SIGPIPE, SIG_IGN) == SIG_ERR) {
-        fprintf(stderr, "<3>kvpool-exec: %s\n", strerror(errno));
+        kvp_log(LOG_ERR, "kvpool-exec: %s", strerror(errno));
         goto free_exec;
     }
     if (kvp_exec_processes_create(exec->backend, &exec->processes) != KVP_OK)
@@ -158,7 +160,7 @@ int main(int argc, char **argv)
     status = kvp_exec_serve(exec);
     if (status == KVP_EDEVICE) {
         /* the context is lost and its memory with it: the driver takes it back at exit; a clean-up could only hang */
-        fprintf(stderr, "<3>kvpool-exec: the device is lost to this process: %s\n", exec->fatal);
+        kvp_log(LOG_ERR, "kvpool-exec: the device is lost to this process: %s", exec->fatal);
         _exit(1);
     }
     end(exec);

@@ -109,7 +109,8 @@ unsigned kvp_adopt_connections(struct kvp_inherited *inherited, const struct kvp
         if (status == KVP_EDISCONNECTED)
             kvp_core_process_ended(core, view.id);
         else
-            kvp_log(LOG_WARNING, "the process of session %u (pid %u) can not be watched: %s", slot, view.spec.pid,
+            kvp_log(LOG_WARNING, "the process of session %llx (pid %u) can not be watched: %s",
+                    (unsigned long long)view.id.generation << 32 | view.id.slot, view.spec.pid,
                     kvp_status_text(status));
         if (status != KVP_EDISCONNECTED && kept_socket)
             kvp_core_disconnected(core, view.id);

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,11 +31,22 @@ static int threshold = LOG_INFO;
 static bool for_journal;
 static struct bucket buckets[2] = {{.tokens_milli = KVP_LOG_BURST * 1000}, {.tokens_milli = KVP_LOG_BURST * 1000}};
 
+/* Is stderr what systemd connected to the journal? The variable alone is inherited by every shell of a session. */
+static bool is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    unsigned long long device, inode;
+    struct stat st;
+
+    return stream != NULL && sscanf(stream, "%llu:%llu", &device, &inode) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
+           st.st_dev == device && st.st_ino == inode;
+}
+
 void kvp_log_start(int level)
 {
     pthread_mutex_lock(&lock);
     threshold = level;
-    for_journal = getenv("JOURNAL_STREAM") != NULL || getenv("NOTIFY_SOCKET") != NULL;
+    for_journal = is_journal();
     pthread_mutex_unlock(&lock);
 }
 
@@ -69,12 +81,13 @@ static bool write_line(int level, const char *text)
     } else {
         static const char *const names[] = {"emergency", "alert", "critical", "error", "warning", "notice", "info", "debug"};
         struct timespec now;
+        char stamp[32];
         struct tm tm;
 
         clock_gettime(CLOCK_REALTIME, &now);
-        localtime_r(&now.tv_sec, &tm);
-        n = snprintf(line, sizeof(line), "%02d:%02d:%02d.%03ld %s: %s\n", tm.tm_hour, tm.tm_min, tm.tm_sec,
-                     now.tv_nsec / 1000000, names[level & 7], text);
+        gmtime_r(&now.tv_sec, &tm);
+        strftime(stamp, sizeof(stamp), "%Y-%m-%dT%H:%M:%S", &tm);
+        n = snprintf(line, sizeof(line), "%s.%03ldZ %s: %s\n", stamp, now.tv_nsec / 1000000, names[level & 7], text);
     }
     if (poll(&out, 1, 0) != 1 || (out.revents & POLLOUT) == 0)
         return false;

@@ -1,9 +1,9 @@
 /**
- * The daemon's log: one line an event, to stderr.
+ * The log of daemon, executor and keeper: one line an event, to stderr.
  *
- * Under systemd (or anyone who sets JOURNAL_STREAM or NOTIFY_SOCKET) a line starts with its syslog level, "<6>", and the
- * journal adds time and name; else it starts with the time of day. A line never waits: what stderr does not take at once
- * is dropped and counted, and so is what comes faster than the limit. Any thread.
+ * Where stderr is the journal ($JOURNAL_STREAM) a line starts with its syslog level, "<6>", and the journal adds time and
+ * name; else it starts with the time, in UTC as `kvpool status' tells it. A line never waits: what stderr does not take
+ * at once is dropped and counted, and so is what comes faster than the limit. Any thread.
  */
 #ifndef KVP_LOG_H
 #define KVP_LOG_H

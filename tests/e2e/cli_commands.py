@@ -111,6 +111,24 @@ class Status(cli_house.Case):
             self.assertEqual(done.returncode, 1)
             self.assertIn("can not be written", done.stderr)
 
+    def test_log_lines_have_a_level_for_the_journal_and_a_time_for_all_others(self):
+        ours, theirs = os.pipe()
+        here = os.fstat(theirs)
+        lines = []
+        for stream in (f"{here.st_dev}:{here.st_ino}", f"{here.st_dev}:{here.st_ino + 1}"):
+            for program, wrong in (("kvpoold", ["--set", "nothing"]), ("kvpool-keeper", ["/nowhere/at/all"])):
+                subprocess.run([os.path.join(os.environ["KVPOOL_BIN_DIR"], program), *wrong], stderr=theirs,
+                               env=dict(os.environ, JOURNAL_STREAM=stream))
+        os.close(theirs)
+        with open(ours) as log:
+            lines = log.read().splitlines()
+        self.assertEqual(lines[0], "<3>nothing: must be section.key=value")
+        self.assertEqual(lines[1], "<3>kvpool-keeper: /nowhere/at/all: No such file or directory")
+        self.assertRegex(lines[2], r"^<4>kvpool-keeper: the daemon \(pid \d+\) exited with 127 and never served$")
+        for line, text in zip(lines[3:], lines[:3], strict=True):
+            self.assertRegex(line, r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ (error|warning): " )
+            self.assertEqual(line.split(": ", 1)[1].split("(pid")[0], text[3:].split("(pid")[0])
+
     def test_a_daemon_without_standard_files_serves_and_ends_as_any_other(self):
         programs = pathlib.Path(os.environ["KVPOOL_BIN_DIR"])
         folder = self.daemon.folder / "bare"
@@ -559,6 +577,11 @@ class Quarantine(cli_house.Case):
         self.run_cli("session", "close", token)
         self.assertEqual(self.json_of("pool", "show", "q")["quarantined_pages"], 2)
         self.assertIn("2 pages in quarantine", self.run_cli("status").stdout)
+        log = self.daemon.log_text()
+        self.assertRegex(log, rf"info: session {session_id} \(pid .* has ended: it had 1 sequences, in 1 pools\n")
+        self.assertRegex(log, rf"warning: pool q: 2 pages of session {session_id} .*: kvpool quarantine release q {session_id}\n")
+        self.assertEqual(self.run_cli("quarantine", "release", "q").stdout,
+                         "0 pages released; 2 stay in quarantine, of sessions that are to be named: see `kvpool status'\n")
         self.assertEqual(self.run_cli("quarantine", "release", "q", "1").stdout, "0 pages released\n")
         self.assertEqual(self.json_of("quarantine", "release", "q", session_id), {"pool": "q", "released_pages": 2})
         shown = self.json_of("pool", "show", "q")

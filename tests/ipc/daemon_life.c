@@ -425,21 +425,6 @@ START_TEST(what_fails_under_a_manager_fails_no_faster_than_once_a_second)
 }
 END_TEST
 
-START_TEST(log_lines_have_a_level_for_the_journal)
-{
-    struct manager manager;
-
-    char text[512];
-
-    manager_start(&manager, NULL);
-    manager_waits_for(&manager, "READY=1", text);
-    ck_assert(test_daemon_says(&server, "<6>kvpoold "));
-    kill(server.pid, SIGTERM);
-    ck_assert_int_eq(test_daemon_wait(&server), 0);
-    manager_end(&manager);
-}
-END_TEST
-
 START_TEST(a_connection_is_kept_by_the_manager_before_its_first_request_is_carried_out)
 {
     Kvpool__V1__GetStatsRequest request = KVPOOL__V1__GET_STATS_REQUEST__INIT;
@@ -505,7 +490,6 @@ int main(void)
     tcase_set_timeout(managed, 60);
     tcase_add_test(managed, a_manager_hears_ready_status_watchdog_and_stopping);
     tcase_add_loop_test(managed, what_fails_under_a_manager_fails_no_faster_than_once_a_second, 0, 2);
-    tcase_add_test(managed, log_lines_have_a_level_for_the_journal);
     tcase_add_test(managed, a_connection_is_kept_by_the_manager_before_its_first_request_is_carried_out);
     suite_add_tcase(suite, managed);
     runner = srunner_create(suite);

@@ -77,6 +77,15 @@ static struct shell_call *release(uint64_t session)
     return CALL(grpc, RELEASE_QUARANTINE, request);
 }
 
+/* The last line of the log is a warning that holds this. */
+static void expect_said(const char *format, uint64_t session)
+{
+    char text[256];
+    snprintf(text, sizeof(text), format, (unsigned long long)session);
+    ck_assert_msg(strncmp(shell->log_last, "<4>", 3) == 0 && strstr(shell->log_last, text) != NULL, "not \"%s\": %s",
+                  text, shell->log_last);
+}
+
 static struct shell_call *keep_alive(struct kvp_caller caller, const char *session)
 {
     Kvpool__V1__KeepAliveRequest request = KVPOOL__V1__KEEP_ALIVE_REQUEST__INIT;
@@ -258,6 +267,8 @@ START_TEST(a_lapsed_lease_that_attached_stays_in_quarantine_until_an_operator_sa
     shell_call_free(shell, call);
     shell_run_ms(shell, 1000);
     ck_assert_uint_eq(state_of(handle), KVPOOL__V1__SEQUENCE_STATE__SEQUENCE_QUARANTINED);
+    expect_said("0 pages of session %llx (pid 90) stay in quarantine: it was by lease", id);
+    expect_said("kvpool quarantine release p %llx", id);
     ck_assert_int_eq(finish(release(0)), KVP_OK);
     shell_run_ms(shell, 10);
     ck_assert_uint_eq(state_of(handle), KVPOOL__V1__SEQUENCE_STATE__SEQUENCE_QUARANTINED);
@@ -342,6 +353,10 @@ START_TEST(on_a_gpu_the_pidfd_and_nvml_must_agree)
     shell->listing_known = false;
     shell_run_ms(shell, 100);
     ck_assert_uint_eq(shell_free_pages(shell, "p"), 14);
+    ck_assert_ptr_null(strstr(shell->log_last, "quarantine")); /* a moment is as it should be */
+    shell_run_ms(shell, 10000);
+    expect_said("session %llx (pid 41) stay in quarantine: its process ended, and NVML still lists it",
+                word(a.session));
     shell->listing_known = true;
     shell->n_pids = 0;
     shell_run_ms(shell, 20);
@@ -355,7 +370,13 @@ START_TEST(on_a_gpu_a_process_that_nvml_never_listed_stays_in_quarantine)
     shell->listing_known = true;
     shell_run_ms(shell, 2000);
     kvp_core_process_ended(shell->core, a.session);
+    shell_run_ms(shell, 10);
+    expect_said("pool p: 2 pages of session %llx", word(a.session));
+    expect_said("NVML had not listed it before. If nothing of it runs any more: kvpool quarantine release p %llx",
+                word(a.session));
+    unsigned lines = shell->log_lines;
     shell_run_ms(shell, 10000);
+    ck_assert_uint_eq(shell->log_lines, lines); /* once */
     ck_assert_uint_eq(shell_free_pages(shell, "p"), 14);
     struct shell_call *call = release(0);
     ck_assert_uint_eq(((const Kvpool__V1__ReleaseQuarantineReply *)call->reply)->pages, 2);

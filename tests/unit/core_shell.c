@@ -209,6 +209,7 @@ static void act_log(void *ctx, int level, const char *line)
 {
     struct shell *shell = ctx;
     shell->log_lines++;
+    snprintf(shell->log_last, sizeof(shell->log_last), "<%d>%s", level, line);
     if (shell->print_log)
         fprintf(stderr, "<%d>%s\n", level, line);
 }

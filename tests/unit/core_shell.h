@@ -115,6 +115,7 @@ struct shell {
     uint64_t random;
     struct kvp_session_id hung_up;
     unsigned log_lines;
+    char log_last[512];              /* the last of them */
     struct kvp_audit_report audited; /* what an EVENT_AUDITED tells */
     unsigned snapshots, audits;      /* made; over */
     bool snapshot_out;               /* with the core */
