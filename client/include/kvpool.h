@@ -412,6 +412,9 @@ KVP_API enum kvp_status kvp_seq_open(struct kvp_pool *pool, uint32_t n, const ui
  * @retval KVP_ENOPAGES  the pool is short of *reterr_short pages; nothing changed
  * @retval KVP_ESTALE    a handle's generation is not current; nothing changed
  * @retval KVP_EINVAL    reserved is over the pool's limit, or less than now without KVP_TRUNCATE; nothing changed
+ * @retval KVP_EPERM     a sequence is another session's; nothing changed
+ * @retval KVP_EBUSY     an append on request of one is under way; or it is to shrink, and its giver's stream still writes
+ *                       it; nothing changed
  *
  * Thread-safe. Blocks for one round trip on the session socket; kvp_advance_begin does not.
  */
@@ -445,6 +448,8 @@ KVP_API enum kvp_status kvp_advance_wait(struct kvp_advance *advance, struct kvp
  * @retval KVP_EINVAL    tokens is over what the parent has written; nothing changed
  * @retval KVP_ENOPAGES  the pool is short of *reterr_short pages; nothing changed
  * @retval KVP_ESTALE    a parent is not open; nothing changed
+ * @retval KVP_EPERM     a parent is another user's; nothing changed
+ * @retval KVP_ELIMIT    max_sequences rows of the pool are in use; nothing changed
  */
 KVP_API enum kvp_status kvp_fork(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *parents, const uint64_t *keys,
                                  const uint32_t *tokens, struct kvp_seq *ret_seqs, struct kvp_page_copy *ret_copies,
@@ -452,12 +457,17 @@ KVP_API enum kvp_status kvp_fork(struct kvp_pool *pool, uint32_t n, const struct
 
 /**
  * Hand sequences to another session that has the pool attached: zero copy. Its owner finds them by kvp_seq_open with
- * their keys.
+ * their keys. Until `when` is reached the giver's stream writes their pages: the new owner can neither append on request
+ * nor cut nor close them (KVP_EBUSY), and waits for the point before it writes behind them. If the giver dies before it,
+ * what was written is what there is.
  *
  * @param to      session_id of the receiver
  * @param when    the point at which the giver's stream has written `tokens`; NULL: what is written is written
  * @param tokens  [n] what will be written then; NULL: what is written now
  * @retval KVP_ENOENT  no such session is attached to the pool
+ * @retval KVP_EEXIST  the receiver has a sequence of that key open; nothing changed
+ * @retval KVP_EPERM   a sequence, or the receiver, is another's: of another session, or another user; nothing changed
+ * @retval KVP_EBUSY   an append of one of the sequences is under way; nothing changed
  */
 KVP_API enum kvp_status kvp_transfer(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs, uint64_t to,
                                      const struct kvp_point *when, const uint32_t *tokens);
@@ -467,6 +477,8 @@ KVP_API enum kvp_status kvp_transfer(struct kvp_pool *pool, uint32_t n, const st
  * reached.
  *
  * @param after  [n] points after which the caller's GPU neither reads nor writes their pages; needed on CUDA; else NULL
+ * @retval KVP_EPERM  a sequence is another session's; nothing changed
+ * @retval KVP_EBUSY  an append on request of one is under way, or its giver's stream still writes it; nothing changed
  */
 KVP_API enum kvp_status kvp_seq_close(struct kvp_pool *pool, uint32_t n, const struct kvp_seq *seqs,
                                       const struct kvp_point *after);
@@ -804,7 +816,8 @@ struct kvp_append_request {
  *
  * @param ret_done  reached when the bytes are there and the lengths count them; may be NULL
  * @retval KVP_EMISMATCH  a length is not the one expected; nothing changed
- * @retval KVP_EBUSY      an append of one of the sequences is under way; nothing changed
+ * @retval KVP_EBUSY      an append of one of the sequences is under way, or it was given here and its giver's stream
+ *                        still writes it; nothing changed
  * @retval KVP_ENOPAGES   the pool is short of *reterr_short pages; nothing changed
  *
  * Answers when the work is recorded, not when it is done: kvp_timeline_wait(pool, *ret_done, …).

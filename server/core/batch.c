@@ -47,6 +47,14 @@ enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *
     }
 }
 
+enum kvp_status core_given_check(struct kvp_core *core, size_t i, const struct kvp_seq_view *view)
+{
+    if (view->pending_tokens == 0)
+        return KVP_OK;
+    return core_refuse(core, KVP_EBUSY, "seqs[%zu]: %#llx waits for what its giver's stream still writes", i,
+                       (unsigned long long)ID_WORD(view->id));
+}
+
 enum kvp_status core_refuse_or_wait(struct kvp_core *core, struct turn *turn, const struct pool_state *pool,
                                     enum kvp_status status, const char *what, size_t i, uint64_t handle)
 {

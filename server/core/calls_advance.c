@@ -136,6 +136,8 @@ static enum kvp_status check_advance(struct kvp_core *core, const struct pool_st
         if (reserved < views[i].reserved && !request->truncate)
             return core_refuse(core, KVP_EINVAL, "reserved[%zu]: %u tokens, less than the %u now, without truncate", i,
                                reserved, views[i].reserved);
+        if (reserved < views[i].reserved)
+            TRY(core_given_check(core, i, &views[i]));
         if (request->n_written != 0 && request->written[i] > reserved)
             return core_refuse(core, KVP_EINVAL, "written[%zu]: %u tokens, more than the %u reserved", i,
                                request->written[i], reserved);

@@ -160,9 +160,7 @@ static enum kvp_status check_lengths(struct kvp_core *core, const Kvpool__V1__Ap
         if (request->at[i] != append->views[i].written)
             return core_refuse(core, KVP_EMISMATCH, "at[%zu]: %u tokens are expected, %u are written", i,
                                request->at[i], append->views[i].written);
-        if (append->views[i].pending_tokens != 0)
-            return core_refuse(core, KVP_EBUSY, "seqs[%zu]: %#llx waits for what its giver's stream still writes", i,
-                               (unsigned long long)request->seqs[i]);
+        TRY(core_given_check(core, i, &append->views[i]));
     }
     return KVP_OK;
 }

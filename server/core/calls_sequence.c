@@ -235,6 +235,8 @@ static enum kvp_status close_all(struct kvp_core *core, struct pool_state *pool,
         if (needs_after && after[index[k]].value == 0 && views[k].row_pages != 0)
             return core_refuse(core, KVP_EINVAL,
                                "after: seqs[%zu] has pages; on a GPU closing it needs a timeline value", index[k]);
+        if (view.state == KVP_POOL_LIVE)
+            TRY(core_given_check(core, index[k], &views[k]));
         enum kvp_status status = kvp_seq_close(core->ledger, pool->id, views[k].id, after[index[k]]);
         if (status == KVP_ESTALE)
             continue; /* it stands in the batch twice */

@@ -14,6 +14,7 @@
  *   a GPU's                              its pidfd fired, and NVML, which listed the process while it lived, lists it
  *                                        no more in a listing asked for after that
  *   a session by lease that attached     when ReleaseQuarantine says so: nothing here proves who mapped the pool
+ * What it was given by a transfer that waits for its giver's value is written by another: it is released after that.
  */
 #include "op.h"
 
@@ -365,6 +366,20 @@ static void wait_for_quiet(struct kvp_core *core, struct pool_state *pool, struc
     }
 }
 
+/* Does a living giver still write into what the dead session was given? Its word on that comes with the next ms. */
+static bool still_written(struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
+{
+    if (kvp_pool_live(core->ledger, pool->id) != KVP_OK)
+        return false;
+    for (uint32_t i = 0; i < pool->n_pending; i++) {
+        struct kvp_seq_view view;
+        if (kvp_seq_at(core->ledger, pool->id, pool->pending[i], &view) == KVP_OK && view.state == KVP_SEQ_OPEN &&
+            view.pending_tokens != 0 && view.attachment == attachment)
+            return true;
+    }
+    return false;
+}
+
 static void attachment_tick(struct kvp_core *core, struct pool_state *pool, struct kvp_session_id session,
                             uint32_t attachment)
 {
@@ -386,7 +401,10 @@ static void attachment_tick(struct kvp_core *core, struct pool_state *pool, stru
         state->linger_until_ms = core->now_ms + pool->spec->linger_ms;
         state->released = true;
     }
-    release_slice(core, pool, attachment);
+    if (still_written(core, pool, attachment))
+        core_due(core, core->now_ms + 1);
+    else
+        release_slice(core, pool, attachment);
 }
 
 static void ending_tick(struct kvp_core *core, struct kvp_session_id session)

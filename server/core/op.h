@@ -147,6 +147,8 @@ enum kvp_status core_batch(struct kvp_core *core, struct turn *turn, struct pool
                            size_t n, const uint64_t *handles, unsigned flags, struct kvp_seq_view **ret_views);
 /* Whether another sequence, pin or cut could get a row. */
 bool core_rows_left(const struct kvp_core *core, const struct pool_state *pool);
+/* KVP_EBUSY: sequence i was given here ahead of its giver's stream, which writes its pages until its value is reached. */
+enum kvp_status core_given_check(struct kvp_core *core, size_t i, const struct kvp_seq_view *view);
 /* Why the ledger refused a change of sequence i. */
 enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *pool, enum kvp_status status,
                                 const char *what, size_t i, uint64_t handle);

@@ -427,6 +427,39 @@ START_TEST(a_pending_transfer_brings_nothing_when_giver_and_receiver_died_and_an
 }
 END_TEST
 
+START_TEST(pages_that_a_giver_still_writes_are_not_given_up_by_the_receiver)
+{
+    uint64_t seq = open_one(a, 1);
+    uint32_t timeline = attachment_a * KVP_TIMELINES_MAX + 1, cut = 3;
+    advance_ok(a, seq, 8, 2);
+    ck_assert_int_eq(finish(transfer_one(a, seq, b, timeline, 5, 8)), KVP_OK);
+    ck_assert_int_eq(shell_close(shell, b, "p", seq), KVP_EBUSY);
+    ck_assert_int_eq(finish(advance_many(b, 1, &seq, &cut, true, 0)), KVP_EBUSY);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 14);
+    advance_ok(b, seq, 12, 0); /* more room is no matter */
+    shell_timelines(shell)[timeline].value = 5;
+    ck_assert_int_eq(finish(advance_many(b, 1, &seq, &cut, true, 0)), KVP_OK);
+    ck_assert_int_eq(shell_close(shell, b, "p", seq), KVP_OK);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 16);
+}
+END_TEST
+
+START_TEST(a_dead_receivers_pages_come_back_when_its_giver_has_written_them)
+{
+    uint64_t seq = open_one(a, 1);
+    uint32_t timeline = attachment_a * KVP_TIMELINES_MAX + 1;
+    advance_ok(a, seq, 8, 2);
+    ck_assert_int_eq(finish(transfer_one(a, seq, b, timeline, 5, 8)), KVP_OK);
+    kvp_core_process_ended(shell->core, b.session);
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 14);
+    shell_timelines(shell)[timeline].value = 5;
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 16);
+    ck_assert_uint_eq(shell->wake_ms, UINT64_MAX);
+}
+END_TEST
+
 /* ---- closing, listing -------------------------------------------------------------------------------------------- */
 
 START_TEST(reclaim_is_sliced_and_calls_wait_for_pages_on_their_way_back)
@@ -601,6 +634,8 @@ int main(void)
     tcase_add_test(t, a_pending_transfer_counts_when_its_value_is_reached);
     tcase_add_test(t, a_pending_transfer_of_a_dead_giver_brings_nothing);
     tcase_add_test(t, a_pending_transfer_brings_nothing_when_giver_and_receiver_died_and_another_has_the_givers_place);
+    tcase_add_test(t, pages_that_a_giver_still_writes_are_not_given_up_by_the_receiver);
+    tcase_add_test(t, a_dead_receivers_pages_come_back_when_its_giver_has_written_them);
     tcase_add_test(t, reclaim_is_sliced_and_calls_wait_for_pages_on_their_way_back);
     tcase_add_test(t, a_listing_has_pages_and_states);
     tcase_add_test(t, the_page_table_and_the_batch_indices_are_those_of_the_rows);
