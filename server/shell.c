@@ -574,7 +574,7 @@ static enum kvp_status open_doors(struct kvp_shell *shell)
                                  .grace_ms = (uint32_t)config->daemon.stop_ms,
                                  .log = rpc_log,
                                  .tell_time = rpc_tell_time,
-                                 .tell_time_ctx = shell};
+                                 .ctx = shell};
     enum kvp_status status;
 
     status = kvp_session_door_open(&shell->loop, &shell->clock, shell->core, &shell->ledger, shell->store,
@@ -611,7 +611,6 @@ static void ready(struct kvp_shell *shell)
         uv_timer_start(&shell->watchdog, on_watchdog, watchdog_us / 2000, watchdog_us / 2000);
     snprintf(text, sizeof(text), "READY=1\nSTATUS=serving on the %s backend, epoch %llu", shell->backend,
              (unsigned long long)kvp_ledger_epoch(&shell->ledger));
-    kvp_fdstore_notify(shell->store, text);
     if (kvp_ledger_epoch(&shell->ledger) > 1)
         kvp_log(LOG_NOTICE, "adopted the ledger of an earlier daemon, and %u connections: epoch %llu",
                 shell->connections_adopted, (unsigned long long)kvp_ledger_epoch(&shell->ledger));
@@ -619,6 +618,7 @@ static void ready(struct kvp_shell *shell)
             shell->backend);
     if (shell->rpc != NULL && kvp_rpc_tcp_port(shell->rpc) != 0)
         kvp_log(LOG_INFO, "gRPC over TCP: %s, port %u", shell->config->grpc.listen, kvp_rpc_tcp_port(shell->rpc));
+    kvp_fdstore_notify(shell->store, text); /* who waits for this finds the lines above */
 }
 
 /* Every session holds fds: as many as the system allows. KVP_ELIMIT: these are too few for the doors themselves. */

@@ -165,6 +165,7 @@ static void exec_daemon(void)
         _exit(126);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
+    signal(SIGPIPE, SIG_DFL);
     execvp(keeper.command[0], keeper.command);
     SAY(LOG_ERR, "%s: %s", keeper.command[0], strerror(errno));
     _exit(127);
@@ -391,7 +392,8 @@ static void open_signals(void)
     for (size_t i = 0; i < sizeof(handled) / sizeof(handled[0]); i++)
         sigaddset(&set, handled[i]);
     if (sigprocmask(SIG_BLOCK, &set, NULL) != 0 ||
-        (keeper.signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0)
+        (keeper.signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0 ||
+        signal(SIGPIPE, SIG_IGN) == SIG_ERR) /* who reads the log may end: the memory must not with it */
         fail("signals");
 }
 

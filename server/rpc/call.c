@@ -193,7 +193,7 @@ static void received(struct kvp_rpc_tag *tag, bool ok)
     if (call->state == KVP_CALL_RECEIVING && read_request(call)) {
         call->state = KVP_CALL_SERVED;
         if (call->rpc->config.tell_time != NULL)
-            call->rpc->config.tell_time(call->rpc->config.tell_time_ctx);
+            call->rpc->config.tell_time(call->rpc->config.ctx);
         if (call->health)
             kvp_rpc_health_serve(call);
         else

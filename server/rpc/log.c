@@ -34,7 +34,7 @@ void kvp_rpc_log(struct kvp_rpc *rpc, int level, const char *format, ...)
     if (now_ms - window->from_ms >= WINDOW_MS) {
         if (window->left_out > 0) {
             snprintf(line, sizeof(line), "grpc: %u lines were left out", window->left_out);
-            rpc->config.log(rpc->config.log_ctx, LOG_WARNING, line);
+            rpc->config.log(rpc->config.ctx, LOG_WARNING, line);
         }
         *window = (struct kvp_rpc_log_window){.from_ms = now_ms};
     }
@@ -46,7 +46,7 @@ void kvp_rpc_log(struct kvp_rpc *rpc, int level, const char *format, ...)
     va_start(args, format);
     vsnprintf(line, sizeof(line), format, args);
     va_end(args);
-    rpc->config.log(rpc->config.log_ctx, level, line);
+    rpc->config.log(rpc->config.ctx, level, line);
 }
 
 static void from_grpc(gpr_log_func_args *args)

@@ -45,17 +45,15 @@ struct kvp_rpc_config {
     uint32_t grace_ms;            /* for calls in hand at kvp_rpc_stop; default 200 */
 
     void (*log)(void *ctx, int level, const char *line); /* on the loop's thread, few lines; NULL: none */
-    void *log_ctx;
-
     void (*tell_time)(void *ctx); /* before an event reaches the core, whose clock it may set; NULL: none */
-    void *tell_time_ctx;
+    void *ctx;                    /* of both */
 };
 
 /**
  * Open the door. Calls arrive at kvp_core_call from the loop's next turn on, their callers KVP_DOOR_GRPC or
  * KVP_DOOR_TCP.
  *
- * @param config  copied, except for what log_ctx points at
+ * @param config  copied, except for what ctx points at
  * @retval KVP_EINVAL   an address that can't be read, TLS files that are not all there, or plaintext beyond loopback
  * @retval KVP_ENODEV   the TCP address can't be bound, or a TLS file can't be read
  * @retval KVP_ENOMEM   out of memory, fds or threads

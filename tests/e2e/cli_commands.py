@@ -3,6 +3,8 @@ import contextlib
 import ctypes
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import unittest
 
@@ -128,6 +130,23 @@ class Status(cli_house.Case):
         for line, text in zip(lines[3:], lines[:3], strict=True):
             self.assertRegex(line, r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d\d\dZ (error|warning): " )
             self.assertEqual(line.split(": ", 1)[1].split("(pid")[0], text[3:].split("(pid")[0])
+
+    def test_the_keeper_outlives_who_reads_its_log(self):
+        folder = self.daemon.folder / "unread"
+        folder.mkdir()
+        ours, theirs = os.pipe()
+        keeper = subprocess.Popen([self.program() + "-keeper", self.program() + "d", "--runtime-dir", folder, "--backend",
+                                   "host"], stderr=theirs)
+        os.close(theirs)
+        endpoint = folder / "kvpool.sock"
+        self.run_cli("--wait", "60", "pool", "create", "p", *SMALL, endpoint=endpoint)
+        os.close(ours)
+        daemon = pathlib.Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()[0]
+        os.kill(int(daemon), signal.SIGKILL)  # which the keeper would say
+        self.assertEqual(self.json_of("--wait", "60", "status", endpoint=endpoint)["epoch"], 2)
+        keeper.terminate()
+        self.assertEqual(keeper.wait(), 0)
+        shutil.rmtree(folder)
 
     def test_a_daemon_without_standard_files_serves_and_ends_as_any_other(self):
         programs = pathlib.Path(os.environ["KVPOOL_BIN_DIR"])
