@@ -467,7 +467,8 @@ enum kvp_status kvp_seq_end_pending(struct kvp_ledger *ledger, struct kvp_pool_i
 
 /**
  * A child with the first `tokens` of the parent: full pages shared, and for a part of a page a fresh page and an owed
- * copy. The source of an owed copy is held by it, whatever its owner does.
+ * copy. The source of an owed copy is held by it, whatever its owner does. Durable, as a durable parent of the same
+ * attachment is.
  * @param attachment  the child's owner
  * The child starts with `tokens` written and reserved; its copy is settled when its `written` rises above that.
  * @retval KVP_EINVAL  tokens is over the parent's `written`

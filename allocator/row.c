@@ -251,7 +251,7 @@ enum kvp_status kvp_seq_fork(struct kvp_ledger *ledger, struct kvp_pool_id pool,
         return KVP_EEXIST;
     TRY(txn_room(ledger, 2 * ROOM_SMALL + 2 * (uint64_t)(tokens / m->pool->page_tokens)));
     TRY(take_slot(ledger, m, &child));
-    open_slot(ledger, m, child, attachment, key, false);
+    open_slot(ledger, m, child, attachment, key, found->durable != 0 && found->attachment == attachment);
     TRY(share_row(ledger, m, found, child, tokens, reterr_short));
     *ret_child = (struct kvp_seq_id){slot_of(m, child), child->generation};
     return KVP_OK;

@@ -437,7 +437,8 @@ KVP_API enum kvp_status kvp_advance_wait(struct kvp_advance *advance, struct kvp
 
 /**
  * Make children that share their parents' pages: metadata only. Full pages are shared; of a page that is not full the
- * child owes a copy. The parents may be of another session of the same user: holding a child keeps what one reads.
+ * child owes a copy. The parents may be of another session of the same user: holding a child keeps what one reads. A
+ * child of a durable sequence of this session is durable.
  *
  * @param parents     [n]
  * @param keys        [n] the children's

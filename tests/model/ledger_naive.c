@@ -493,6 +493,7 @@ static void apply_fork(struct naive *n, const struct naive_op *op, const struct 
 {
     const struct naive_seq *parent = &n->state.seqs[op->seq.slot];
     struct naive_seq *child = naive_open(n, op);
+    child->durable = parent->durable && parent->attachment == child->attachment;
     uint32_t full = op->tokens / n->geometry.page_tokens;
     child->reserved = child->written = op->tokens;
     child->row_pages = pages_for(n, op->tokens);

@@ -455,6 +455,31 @@ START_TEST(durable_sequences_outlive_their_session_until_they_are_claimed_or_rel
 }
 END_TEST
 
+START_TEST(the_fork_of_a_durable_sequence_is_durable_in_its_own_session_alone)
+{
+    struct ledger_bed bed;
+    struct kvp_session_id reader;
+    struct kvp_seq_id parent, plain, children[3];
+    uint32_t short_pages;
+    ledger_bed_make(&bed, small, false);
+    uint32_t other = ledger_bed_attach(&bed, &reader);
+    kvp_txn_begin(bed.ledger);
+    ck_assert_int_eq(kvp_seq_open(bed.ledger, bed.pool, bed.attachment, 1, true, &parent), KVP_OK);
+    ck_assert_int_eq(kvp_seq_open(bed.ledger, bed.pool, bed.attachment, 2, false, &plain), KVP_OK);
+    struct kvp_seq_id parents[] = {parent, parent, plain};
+    uint32_t owners[] = {bed.attachment, other, bed.attachment};
+    for (uint32_t i = 0; i < 3; i++)
+        ck_assert_int_eq(kvp_seq_fork(bed.ledger, bed.pool, parents[i], owners[i], 10 + i, 0, &children[i],
+                                      &short_pages),
+                         KVP_OK);
+    kvp_txn_commit(bed.ledger);
+    ck_assert(ledger_bed_view(&bed, children[0]).durable);
+    ck_assert(!ledger_bed_view(&bed, children[1]).durable);
+    ck_assert(!ledger_bed_view(&bed, children[2]).durable);
+    ledger_bed_end(&bed);
+}
+END_TEST
+
 LEDGER_SUITE("ledger_sessions", a_session_keeps_all_that_it_was_opened_with,
              a_session_id_is_good_until_its_session_ends_and_never_again,
              sessions_are_refused_beyond_their_limit_and_of_an_unknown_kind,
@@ -465,4 +490,5 @@ LEDGER_SUITE("ledger_sessions", a_session_keeps_all_that_it_was_opened_with,
              detach_is_refused_while_sequences_are_owned_or_rows_retire,
              an_ended_session_freezes_its_sequences_until_they_are_released_in_slices,
              durable_sequences_outlive_their_session_until_they_are_claimed_or_released,
+             the_fork_of_a_durable_sequence_is_durable_in_its_own_session_alone,
              buffers_are_remembered_until_they_are_removed_or_their_session_ends, the_table_of_buffers_can_be_full)

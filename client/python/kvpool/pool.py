@@ -496,6 +496,7 @@ class Pool:
             ctypes.byref(count), ctypes.byref(missing))
         if status != 0:
             fail(status, missing=missing.value)
+        self._durable.update(child for child, parent in zip(made, wires) if parent in self._durable)
         children = [self._known(wire, key) for wire, key in zip(made, numbers)]
         self._settle(children, copies[: count.value], stream)
         return children

@@ -164,7 +164,8 @@ class Sequence:
 
     def fork(self, key: int | str, tokens: int | None = None, *, stream: Any = None) -> Sequence:
         """A child by `key` that shares the first `tokens` tokens (None: all written): full pages are shared, a page
-        that is not full is copied on `stream`. Raises AlreadyExists, OutOfPages, StaleHandle, InvalidArgument."""
+        that is not full is copied on `stream`. The child of a durable sequence is durable. Raises AlreadyExists,
+        OutOfPages, StaleHandle, InvalidArgument."""
         return self.pool.fork([self], [key], None if tokens is None else [tokens], stream=stream)[0]
 
     def transfer(self, to: int, *, when: Point | None = None, tokens: int | None = None) -> None:

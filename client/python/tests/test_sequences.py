@@ -449,7 +449,9 @@ class Tokens(PoolTest):
             [sys.executable, "-c", "import sys, kvpool, numpy\n"
              "pool = kvpool.connect(sys.argv[1]).attach(sys.argv[2])\n"
              "k = numpy.ones((6, 2, 8), 'float32')\n"
-             "pool.open(1, durable=True).append(k, k)\n"
+             "parent = pool.open(1, durable=True)\n"
+             "parent.append(k, k)\n"
+             "parent.fork(3).append(k[:1], k[:1])\n"
              "pool.open(2).append(k, k)\n"
              "print(pool.client.session.resume_secret.hex(), flush=True)\n"
              "sys.stdin.read()\n", self.client.endpoint, pool.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -460,8 +462,9 @@ class Tokens(PoolTest):
             child.kill()
         self.client.claim(secret)
         seq = pool.open(1)
-        self.assertEqual((len(seq), len(pool.open(2)), pool.free_pages), (6, 0, 30))
-        self.assertTrue((self.gather(seq, 1) == 1).all())
+        child = pool.open(3)
+        self.assertEqual((len(seq), len(child), len(pool.open(2)), pool.free_pages), (6, 7, 0, 29))
+        self.assertTrue((self.gather(seq, 1) == 1).all() and (self.gather(child, 1) == 1).all())
         seq.append(self.tokens(1, 2, 8), self.tokens(1, 2, 8))
         with self.assertRaises(kvpool.NotFound):
             self.client.claim(secret, wait_ms=0)
@@ -470,6 +473,8 @@ class Tokens(PoolTest):
         pool = self.pool(dtype="float32", linger_ms=60_000)
         seq = pool.open(5, durable=True)
         seq.append(self.tokens(4, 2, 8), self.tokens(4, 2, 8))
+        seq.fork(6)
+        seq.close()
         with self.assertRaises(kvpool.Busy):
             pool.detach()
         self.client.close()
