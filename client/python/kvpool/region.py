@@ -62,12 +62,10 @@ class Region:
         code = dtype_code(dtype)
         size, strides = _abi.DTYPES[code][1], []
         count = size
-        shape = [integer(f"shape[{i}]", extent, _EXTENT_MAX) for i, extent in enumerate(shape)]
+        shape = extents_of(shape)
         for extent in reversed(shape):
             strides.append(count)
             count *= extent
-        if len(shape) == 0 or len(shape) > _abi.DLPACK_DIMS_MAX:
-            raise InvalidArgument(f"an array of {len(shape)} dimensions, must be 1 to {_abi.DLPACK_DIMS_MAX}")
         offset = integer("offset", offset, U64)
         if offset % size or offset + count > self.nbytes:
             raise InvalidArgument(f"{list(shape)} of {dtype} at {offset} are {count} bytes, not within the "
@@ -81,6 +79,14 @@ class Region:
     def drop(self) -> None:
         """Give it up, as `Pool.drop_region`. Arrays of it stay readable, and are another's to write."""
         self._pool.drop_region(self.name, rank=self.rank)
+
+
+def extents_of(shape: Sequence[int]) -> list[int]:
+    """A shape's extents. Raises InvalidArgument, TypeError."""
+    extents = [integer(f"shape[{i}]", extent, _EXTENT_MAX) for i, extent in enumerate(shape)]
+    if len(extents) == 0 or len(extents) > _abi.DLPACK_DIMS_MAX:
+        raise InvalidArgument(f"an array of {len(extents)} dimensions, must be 1 to {_abi.DLPACK_DIMS_MAX}")
+    return extents
 
 
 def map_region(pool: Pool, name: str, nbytes: int, rank: int, exclusive: bool) -> Region:

@@ -13,6 +13,7 @@ torch asks for whole segments: 2 MiB for a tensor of up to 1 MiB, 20 MiB below 1
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from . import _abi
 from ._arguments import text
 from .errors import Busy, InvalidArgument, KvpoolError, NotServed, check, fail
+from .region import extents_of
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -46,11 +48,12 @@ def region(pool: Pool, name: str, shape: Sequence[int], dtype: torch.dtype = tor
     were left there. Raises what `Pool.region` raises: Mismatch where the region has another size."""
     if dtype not in _NAMES:
         raise InvalidArgument(f"dtype {dtype} is none of {', '.join(_NAMES.values())}")
-    count = dtype.itemsize
-    for extent in shape:
-        count *= extent
+    extents = extents_of(shape)  # before there is a region for it
+    count = dtype.itemsize * math.prod(extents)
+    if count == 0:
+        raise InvalidArgument(f"a tensor of {extents} has no bytes: it can be no region")
     found = pool.region(name, count, rank=rank, exclusive=exclusive)
-    return torch.from_dlpack(found.array(shape, _NAMES[dtype]))
+    return torch.from_dlpack(found.array(extents, _NAMES[dtype]))
 
 
 def room(sizes: Iterable[int]) -> int:

@@ -54,6 +54,17 @@ class Host(PoolTest):
         with self.assertRaises(kvpool.InvalidArgument):
             kv.region(pool, "kv", (2,), torch.complex64)
 
+    def test_a_shape_that_is_none_is_refused_before_there_is_a_region(self) -> None:
+        import torch
+
+        from kvpool import torch as kv
+
+        pool = self.pool(region_bytes=MIB)
+        for shape, text in (((), "0 dimensions"), ((-1, -4), r"shape\[0\] -1 "), ((0, 4), r"of \[0, 4\] has no bytes")):
+            with self.assertRaisesRegex(kvpool.InvalidArgument, text):
+                kv.region(pool, "kv", shape, torch.float32)
+        self.assertEqual(pool.regions(), [])
+
     def test_drop_gives_up_the_regions_of_a_tag_that_nobody_has(self) -> None:
         from kvpool import torch as kv
 
