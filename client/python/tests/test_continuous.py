@@ -28,6 +28,26 @@ class Refused(PoolTest):
             continuous.install(self.pool())
         self.assertIs(continuous._module().PagedAttentionCache, before)
 
+    def test_a_second_install_is_Busy_until_the_first_is_removed(self) -> None:
+        from unittest import mock
+
+        from kvpool.hf import continuous
+
+        module, pool = continuous._module(), self.pool(region_bytes=1 << 20)
+        before = module.PagedAttentionCache
+        with mock.patch.object(pool, "info", pool.info._replace(cuda=True)):
+            with continuous.install(pool) as first:
+                ours = module.PagedAttentionCache
+                with self.assertRaises(kvpool.Busy):
+                    continuous.install(pool, tag="other")
+                self.assertIs(module.PagedAttentionCache, ours)
+            first.remove()
+            with continuous.install(pool):
+                self.assertIsNot(module.PagedAttentionCache, ours)
+        self.assertIs(module.PagedAttentionCache, before)
+        with self.assertRaisesRegex(kvpool.InvalidArgument, "NoneType is no kvpool.Pool"):
+            continuous.install(None)
+
     def test_a_transformers_without_it_is_NotServed(self) -> None:
         from unittest import mock
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 import itertools
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import InvalidArgument, NotServed
-
-if TYPE_CHECKING:
-    from ..pool import Pool
+from ..errors import Busy, InvalidArgument, NotServed
+from ..pool import Pool
 
 
 def _module() -> Any:
@@ -81,12 +79,16 @@ def install(pool: Pool, *, tag: str = "kv_cache", preserve: bool = False) -> Ins
     `region_bytes`. `preserve`: the bytes of regions that survived an earlier process are kept.
 
     Raises NotServed where the installed transformers has no continuous batching of the kind that is known,
-    InvalidArgument of a pool in host memory or without room for regions.
+    InvalidArgument of a pool in host memory or without room for regions, Busy while another install is in force.
     """
     module = _module()
+    if not isinstance(pool, Pool):
+        raise InvalidArgument(f"{type(pool).__name__} is no kvpool.Pool: Client.attach and create_pool give one")
     if not pool.info.cuda:
         raise InvalidArgument(f"pool {pool.name} is in host memory; continuous batching's tensors are on a GPU")
     if not pool.info.spec.region_bytes:
         raise InvalidArgument(f"pool {pool.name} has no room for regions: its region_bytes is 0")
     stock = module.PagedAttentionCache
+    if stock.__module__ == __name__:
+        raise Busy("an install is in force in this process: its caches are made in one pool; remove() it first")
     return Installed(module, stock, _on_pool(stock, pool, tag, preserve))
