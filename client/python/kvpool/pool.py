@@ -160,6 +160,8 @@ class Pool:
         self._steps = Steps(self)
         self.torch_memory: dict[tuple[str, int], Any] = {}
         """kvpool.torch's memory pools by tag and device: they keep what torch has freed as long as this is attached."""
+        self.dropped: list[tuple[list[Sequence], Any]] = []
+        """Sequences that kvpool.hf's caches left open when they went, and the stream that they were used on."""
 
     def __repr__(self) -> str:
         state = self.backend if self._owner is not None else "detached"

@@ -7,7 +7,10 @@ COMMON = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 2, "num_att
 MLA = {"num_key_value_heads": 4, "kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8,
        "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1,
        "first_k_dense_replace": 1, "moe_intermediate_size": 32, "n_shared_experts": 1}
+MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8, "num_key_value_heads": 2}
 KINDS = {"Llama": {"num_key_value_heads": 2}, "Qwen3": {"num_key_value_heads": 2, "head_dim": 24},
+         "Gemma2": {**MIXED, "head_dim": 16}, "Mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+         "GptOss": {**MIXED, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
          "DeepseekV2": {**MLA, "topk_method": "greedy"}, "DeepseekV3": MLA}
 
 

@@ -5,8 +5,9 @@
         model.generate(**inputs, past_key_values=cache)
 
 A row of the batch is a sequence of the pool; padding is stored like any token. The pool has the model's layers, in
-their order, and its dtype. Models whose layers are all full attention; all sequences of a batch have one length. One
-thread at a time.
+their order, and its dtype. Models whose layers are of full, sliding or chunked attention; all sequences of a batch have
+one length. One thread at a time. A deep copy is a fork; a cache that is let go is closed by the next one's pass, unless
+it is durable.
 """
 from __future__ import annotations
 

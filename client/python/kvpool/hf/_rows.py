@@ -6,7 +6,8 @@
 In a forward pass the first layer reserves room for all of them (a call only where a page is missing) and makes the
 indices; each layer's K and V are written by kvpool's append kernel, and all that the layer holds is gathered for
 attention by one launch more; behind the last layer the tokens count as written. The first pass needs no gather: what it
-brings is all there is.
+brings is all there is. Of a layer with a window only what the pass may see is gathered, as DynamicCache would keep it:
+window - 1 tokens and those that are new.
 
 Gathering. A head of a token is a vector of `dim` elements, and a page of a plane is page_size · heads of them, one
 behind the other: in the order (token, head) of NHD, (head, token) of HND. So the plane is taken as one of one head,
@@ -19,17 +20,23 @@ from __future__ import annotations
 import array
 import ctypes
 import secrets
+import sys
+import threading
+import weakref
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .. import _abi, _views
 from .._append import Step
-from ..errors import InvalidArgument, KvpoolError, Mismatch, StaleHandle, check
+from ..errors import Busy, InvalidArgument, KvpoolError, Mismatch, NotFound, NotServed, StaleHandle, check
 
 if TYPE_CHECKING:
     from ..pool import Pool
     from ..sequence import Sequence
+
+_living: weakref.WeakSet[Rows] = weakref.WeakSet()
+_lock = threading.Lock()
 
 
 class Handle(NamedTuple):
@@ -69,6 +76,10 @@ class _Planes:
         self.gather.at.index_bits = 64
         self.gather_at = ctypes.addressof(self.gather)
 
+    def widened(self, given: torch.Tensor) -> torch.Tensor:
+        """What autocast made narrower than the other of K and V: as DynamicCache concatenates it."""
+        return given.to(self.dtype) if torch.promote_types(given.dtype, self.dtype) == self.dtype else given
+
     def of(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's K and V, [page, token, head, element]."""
         k, v = (torch.from_dlpack(plane) for plane in self._pool.layer(layer))
@@ -97,29 +108,45 @@ class _Vectors:
         ids = torch.tensor(table, dtype=torch.int64) * (self._page * self._heads)
         self._first = ids.to(self._device, non_blocking=True)
 
-    def numbers(self, length: int) -> torch.Tensor:
-        """Of the first `length` tokens of each row."""
+    def numbers(self, first: int, length: int) -> torch.Tensor:
+        """Of the tokens from `first` to `length` of each row."""
         if length > len(self._page_of):
             self._grow(length)
         assert self._first is not None
-        return self._first.index_select(1, self._page_of[:length])[:, None] + self._in_page[:, :length]
+        return (self._first.index_select(1, self._page_of[first:length])[:, None]
+                + self._in_page[:, first:length])
 
-    def places(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same as page ids and offsets, [batch, length]."""
-        position = torch.arange(length, device=self._device)
+    def places(self, first: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same as page ids and offsets, [batch, length - first]."""
+        position = torch.arange(first, length, device=self._device)
         assert self._first is not None
         ids = self._first // (self._page * self._heads)
         return ids[:, position // self._page], (position % self._page).expand(len(ids), -1)
 
 
-class Rows:
-    """The batch: its sequences, the planes, and the forward pass under way."""
+class _Read(torch.autograd.Function):  # type: ignore[misc]
+    """What was read from the pool, as a result of what the pass brought: no gradient gets lost without a word."""
 
-    def __init__(self, pool: Pool, durable: bool) -> None:
+    @staticmethod
+    def forward(ctx: Any, keys: torch.Tensor, values: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+        return k.view_as(k), v.view_as(v)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise NotServed("keys and values that are read from a pool carry no gradient: train without a KVPoolCache, or "
+                        "with all tokens in its first pass")
+
+
+class Rows:
+    """The batch: its sequences, the planes, and the forward pass under way. `windows`: of each layer, how many tokens
+    its attention sees; 0: all."""
+
+    def __init__(self, pool: Pool, durable: bool, windows: list[int]) -> None:
+        self.seqs: list[Sequence] = []
         self.pool = pool
         self.layers = pool.layers
+        self.windows = windows
         self._durable = durable
-        self.seqs: list[Sequence] = []
         self.lengths = [0] * pool.layers
         self._planes: _Planes | None = None
         self._vectors: _Vectors | None = None
@@ -131,11 +158,48 @@ class Rows:
         self._pass: tuple[Any, ...] = ()  # what the first layer brought, and all must
         self._strides: tuple[Any, ...] = ()  # those that self._sources were made of
         self._room = self._pages = 0  # of every row: tokens reserved, pages that self._vectors has
-        self._numbers: torch.Tensor | None = None
+        self._numbers: dict[int, torch.Tensor] = {}  # of this pass, by the first token that is gathered
+        self._gathered = -1  # the one of them that the arguments of the gather have
         self._ended = False
+        with _lock:
+            _living.add(self)
+
+    def __del__(self) -> None:
+        """Who lets a cache go without a close means one. But this may run within any call: the next pass closes."""
+        seqs: list[Sequence] = getattr(self, "seqs", [])
+        if seqs and not self._durable and not sys.is_finalizing():
+            planes, cuda = self._planes, self.pool.info.cuda
+            self.pool.dropped.append((seqs, self._stream(planes.device) if cuda and planes is not None else None))
+
+    def _close_dropped(self) -> None:
+        while self.pool.dropped:
+            try:
+                seqs, stream = self.pool.dropped.pop()
+            except IndexError:  # another thread was here
+                return
+            self.pool.close_sequences(seqs, stream=stream)
+            if stream is not None:  # their pages are back when the GPU gets there
+                check(_abi.library().kvp_stream_sync(self.pool.pointer, 0, stream))
 
     def open(self, batch: int) -> None:
+        self._close_dropped()
         self.seqs = self.pool.open_many([secrets.randbits(64) for _ in range(batch)], durable=self._durable)
+
+    def fork(self) -> Rows:
+        """Others of the same tokens."""
+        self.whole()
+        twin = Rows(self.pool, self._durable, self.windows)
+        twin._ended = self._ended
+        if self.seqs:
+            twin.seqs = self._children(self.seqs)
+            twin.lengths = list(self.lengths)
+        return twin
+
+    def _children(self, parents: list[Sequence]) -> list[Sequence]:
+        children = self.pool.fork(parents, [secrets.randbits(64) for _ in parents])
+        for child in children:
+            child.note_enqueued(self.lengths[0])
+        return children
 
     def _stream(self, device: torch.device) -> int:
         """As torch's generated code asks for it: torch.cuda.current_stream makes an object, for 20 µs a layer."""
@@ -145,6 +209,8 @@ class Rows:
 
     def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         planes = self._planes or self._take_planes()
+        if keys.dtype != values.dtype:
+            keys, values = planes.widened(keys), planes.widened(values)
         brought = (keys.shape, values.shape, keys.dtype, values.dtype, keys.device, values.device)
         if layer == 0 or layer != self._appended or brought != self._pass:
             self._check(planes, layer, keys, values)
@@ -161,7 +227,10 @@ class Rows:
                 seq.note_enqueued(self.lengths[0])
         if self._start == 0:
             return keys.contiguous(), values.contiguous()
-        return self._read(planes, layer, keys, stream)
+        k, v = self._read(planes, layer, keys, stream)
+        if (keys.requires_grad or values.requires_grad) and torch.is_grad_enabled():
+            k, v = _Read.apply(keys, values, k, v)
+        return k, v
 
     def _take_planes(self) -> _Planes:
         if self._ended:
@@ -178,25 +247,28 @@ class Rows:
             raise InvalidArgument(f"layer {layer} is none of the {self.layers} of pool {self.pool.name}")
         batch, tokens = keys.shape[0], keys.shape[2]
         if layer and (layer != self._appended or tokens != self._tokens):
-            raise Mismatch(f"layer {layer} is updated behind {self._appended}, in a pass of {self._tokens} tokens")
+            raise Mismatch(
+                f"layer {layer} brings {tokens} tokens, where layer {self._appended % self.layers} of {self.layers} is "
+                f"next, in a pass of {self._tokens}: a model must bring those of every layer, in their order")
         for given, dim, what in ((keys, planes.dims[0], "keys"), (values, planes.dims[1], "values")):
             if (given.shape != (batch, planes.heads, tokens, dim) or given.dtype != planes.dtype
                     or given.device != planes.device):
                 raise InvalidArgument(
                     f"{what} are {list(given.shape)} of {given.dtype} on {given.device}; pool {self.pool.name} holds "
                     f"[batch, {planes.heads}, tokens, {dim}] of {planes.dtype} on {planes.device}")
-        if self.seqs and batch != len(self.seqs):
+        if self.lengths[0] and batch != len(self.seqs):
             raise InvalidArgument(f"a batch of {batch}; the cache holds {len(self.seqs)} sequences")
 
     def _begin(self, keys: torch.Tensor, stream: int) -> None:
         """Room and indices for a pass, over all layers."""
         if self._appended != self.layers:
-            raise Mismatch(f"a pass begins behind one that ended at layer {self._appended} of {self.layers}: reset() "
-                           "empties the cache")
-        if not self.seqs:
+            raise self._broken("a pass begins behind one that")
+        if len(self.seqs) != keys.shape[0]:  # none are there, or some of no tokens
+            self.reset()
             self.open(keys.shape[0])
         n, start, tokens, page = len(self.seqs), self.lengths[0], keys.shape[2], self.pool.page_size
         if start + tokens > self._room:
+            self._close_dropped()
             self.pool.make_room(self.seqs, [start + tokens] * n)
             self._room = min(seq.reserved for seq in self.seqs)
         pages = -(-(start + tokens) // page)
@@ -206,10 +278,12 @@ class Rows:
         counts, starts = array.array("I", [tokens] * n), array.array("I", [start] * n)
         check(_abi.library().kvp_step_begin(pointer, n, _views.address(wires), _views.address(counts),
                                             _views.address(starts), stream))
-        assert self._vectors is not None
-        if start and self._gather is not None:
-            self._take_numbers(start + tokens)
+        self._numbers, self._gathered = {}, -1
         self._start, self._tokens, self._appended = start, tokens, 0
+
+    def _broken(self, what: str) -> Mismatch:
+        return Mismatch(f"{what} ended at layer {self._appended} of {self.layers}: crop(0) goes back to before it, "
+                        "reset() empties the cache")
 
     def _take_pages(self, pages: int) -> None:
         if pages > self._pages:
@@ -218,11 +292,19 @@ class Rows:
             self._pages = min(len(row) for row in table)
             self._vectors.take_pages([list(row[: self._pages]) for row in table])
 
-    def _take_numbers(self, length: int) -> None:
-        """Of what all layers gather in this pass."""
-        assert self._planes is not None and self._vectors is not None
-        numbers = self._numbers = self._vectors.numbers(length)
-        self._planes.gather.at.nnz, self._planes.gather.at.slot_mapping = numbers.numel(), numbers.data_ptr()
+    def _take_numbers(self, planes: _Planes, first: int, length: int) -> None:
+        """Of what layers with one window gather in this pass."""
+        assert self._vectors is not None
+        if first not in self._numbers:
+            self._numbers[first] = self._vectors.numbers(first, length)
+        numbers = self._numbers[first]
+        planes.gather.at.nnz, planes.gather.at.slot_mapping = numbers.numel(), numbers.data_ptr()
+        self._gathered = first
+
+    def seen_from(self, layer: int, length: int) -> int:
+        """The first token that a pass behind `length` tokens may see in a layer."""
+        window = self.windows[layer]
+        return max(length - window + 1, 0) if window else 0
 
     def _append(self, first: int, keys: torch.Tensor, values: torch.Tensor, stream: int) -> None:
         strides = (keys.shape, keys.stride(), values.shape, values.stride())
@@ -251,11 +333,13 @@ class Rows:
     # ---- reading -------------------------------------------------------------------------------------------------
 
     def _read(self, planes: _Planes, layer: int, like: torch.Tensor, stream: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that a layer holds: K and V, [batch, heads, length, dim], dense."""
-        length = self._start + self._tokens
+        """All that a layer holds, or its window: K and V, [batch, heads, length, dim], dense."""
+        first, length = self.seen_from(layer, self._start), self._start + self._tokens
         if self._gather is None:
-            return self._read_by_torch(planes, layer, length)
-        shape, (k_dim, v_dim) = (len(self.seqs), planes.heads, length), planes.dims
+            return self._read_by_torch(planes, layer, first, length)
+        if first != self._gathered:
+            self._take_numbers(planes, first, length)
+        shape, (k_dim, v_dim) = (len(self.seqs), planes.heads, length - first), planes.dims
         if k_dim == v_dim:
             k, v = like.new_empty((2, *shape, k_dim)).unbind()
         else:
@@ -269,34 +353,48 @@ class Rows:
                 check(self._gather(planes.gather_at, stream))
         return k, v
 
-    def _read_by_torch(self, planes: _Planes, layer: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read_by_torch(self, planes: _Planes, layer: int, first: int, length: int
+                       ) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._vectors is not None
-        pages, offsets = self._vectors.places(length)
+        pages, offsets = self._vectors.places(first, length)
         k, v = (plane[pages, offsets].transpose(1, 2).contiguous() for plane in planes.of(layer))
         return k, v
 
     def held(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a layer holds, between passes: as `update` returns it."""
-        planes = self._planes or self._take_planes()
-        self._take_pages(-(-self.lengths[layer] // self.pool.page_size))
-        return self._read_by_torch(planes, layer, self.lengths[layer])
+        """What a layer holds, or its window, between passes: as `update` returns it."""
+        planes, length = self._planes or self._take_planes(), self.lengths[layer]
+        self._take_pages(max(-(-length // self.pool.page_size), 1))
+        return self._read_by_torch(planes, layer, self.seen_from(layer, length), length)
 
     # ---- between passes ------------------------------------------------------------------------------------------
 
     def whole(self) -> None:
         """Between passes, and all of it written: calls of the daemon's may count on the lengths."""
         if self._appended != self.layers:
-            raise Mismatch(f"a pass has ended at layer {self._appended} of {self.layers}: reset() empties the cache")
+            raise self._broken("a pass has")
+        self._sync()
+
+    def _sync(self) -> None:
         if self.pool.info.cuda and self._planes is not None:
             check(_abi.library().kvp_stream_sync(self.pool.pointer, 0, self._stream(self._planes.device)))
 
+    def go_back(self) -> None:
+        """Behind a pass or a crop that did not end: to what all layers of all sequences have."""
+        if self._appended != self.layers:
+            self._sync()
+            self._cut(min([seq.written for seq in self.seqs], default=0))
+
     def crop(self, length: int) -> None:
         self.whole()
+        self._cut(length)
+
+    def _cut(self, length: int) -> None:
+        before = self._appended
         self._appended = 0  # as in a pass that did not end: behind Ctrl-C it is open how long the sequences are
         try:
             self.pool.advance(self.seqs, [length] * len(self.seqs), truncate=True)
         except KvpoolError:
-            self._appended = self.layers  # nothing changed
+            self._appended = before  # nothing changed
             raise
         self.lengths = [length] * self.layers
         self._forget_pages()
@@ -304,18 +402,19 @@ class Rows:
 
     def select(self, rows: list[int]) -> None:
         """Row i becomes what row rows[i] is: kept where it is used once, forked where it is used again, else given
-        up."""
+        up. Raises InvalidArgument of a row that is none."""
         if not self.seqs or rows == list(range(len(self.seqs))):
             return
+        for row in rows:
+            if not 0 <= row < len(self.seqs):
+                raise InvalidArgument(f"row {row} is none of the {len(self.seqs)} of the batch")
         self.whole()
         first: dict[int, int] = {}
         again = [i for i, row in enumerate(rows) if first.setdefault(row, i) != i]
         unused = [seq for row, seq in enumerate(self.seqs) if row not in first]
         chosen = [self.seqs[row] for row in rows]
         if again:
-            children = self.pool.fork([chosen[i] for i in again], [secrets.randbits(64) for _ in again])
-            for i, child in zip(again, children):
-                child.note_enqueued(self.lengths[0])
+            for i, child in zip(again, self._children([chosen[i] for i in again])):
                 chosen[i] = child
         self.pool.close_sequences(unused)
         if chosen:
@@ -325,13 +424,23 @@ class Rows:
             self._forget()
 
     def take(self, handle: Handle) -> None:
+        here = {found.key for found in self.pool.sequences() if found.state in ("open", "busy")}
+        for key in handle.keys:
+            if key not in here:  # to open it would be in the way of the one that comes
+                raise NotFound(f"this session has no sequence of key {key} in pool {self.pool.name}: an export hands "
+                               "it over, a claim takes it over")
+        if not handle.keys or len(set(handle.keys)) != len(handle.keys):
+            raise InvalidArgument(f"a handle has a key a sequence; this one {list(handle.keys)}")
         seqs = self.pool.open_many(handle.keys, durable=self._durable)
+        with _lock:
+            others = [rows for rows in _living if rows is not self]
+        for seq in seqs:
+            if any(seq in rows.seqs for rows in others):
+                raise Busy(f"sequence {seq.slot}.{seq.generation} is another KVPoolCache's of this process")
         written = [seq.written for seq in seqs]
-        length = min(written, default=0) if handle.length is None else handle.length
+        length = min(written) if handle.length is None else handle.length
         for seq, tokens in zip(seqs, written):
             if handle.length is not None and tokens != length:
-                # One that is not here yet has just been made, and would be in the way of the one that comes.
-                self.pool.close_sequences([seq for seq, tokens in zip(seqs, written) if tokens == 0])
                 raise Mismatch(f"sequence {seq.slot}.{seq.generation} has {tokens} tokens, not {length}")
         self.seqs, self.lengths = seqs, [length] * self.layers
         if any(tokens != length for tokens in written):
@@ -342,6 +451,8 @@ class Rows:
 
     def give(self, to: int) -> Handle:
         self.whole()
+        if not self.seqs:
+            raise InvalidArgument("the cache is empty: there is nothing to hand over")
         handle = self.handle()._replace(length=self.lengths[0])
         self.pool.transfer(self.seqs, to)
         self._forget()
@@ -354,7 +465,7 @@ class Rows:
         self.seqs = []
         self.lengths = [0] * self.layers
         self._appended = self.layers
-        self._numbers = None
+        self._numbers = {}
         self._forget_pages()
 
     def reset(self) -> None:
