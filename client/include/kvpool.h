@@ -265,7 +265,8 @@ struct kvp_attach_options {
     const uint64_t *layout_digest; /* [2] what the layout must be; NULL: whatever it is */
     const char *model;             /* what the model must be; NULL: whatever it is */
     uint64_t join; /* session_id whose group this rank joins (tensor parallelism); 0: none. Of a group, tokens count as
-                      written when all its ranks say so; when one has left, none do until another joins in its place */
+                      written when all its ranks say so; when one has left, none do until another joins in its
+                      place. Points that the owner gives as `after` speak for all ranks */
     uint32_t ranks;                /* bit r: map rank r's slab; 0: all of them */
     bool metadata_only;            /* map table and timelines, no slab: a session that ends needs no proof of its end */
 };

@@ -14,6 +14,7 @@
  *   a GPU's                              its pidfd fired, and NVML, which listed the process while it lived, lists it
  *                                        no more in a listing asked for after that
  *   a session by lease that attached     when ReleaseQuarantine says so: nothing here proves who mapped the pool
+ *   one that others have joined          as before, and each of them has detached, or is as quiet
  * What it was given by a transfer that waits for its giver's value is written by another: it is released after that.
  */
 #include "op.h"
@@ -23,7 +24,7 @@
 #define ASK_SEEN_LATER_MS 30000u /* … and after that */
 #define ASK_SEEN_OFTEN    20u
 #define QUARANTINE_SAY_MS 10000u /* NVML lists a dead process for so long: it is said */
-#define RELEASE_SLICE     256u /* sequences a tick and attachment */
+#define RELEASE_SLICE     256u   /* sequences a tick and attachment */
 
 /* ---- leases ------------------------------------------------------------------------------------------------------ */
 
@@ -148,15 +149,13 @@ static bool listed(const struct executor *executor, uint32_t pid)
     return false;
 }
 
-bool core_attachment_quiet(struct kvp_core *core, struct pool_state *pool, uint32_t attachment)
+/* Its own process writes no more. */
+static bool gone(const struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
 {
     const struct attachment_state *state = &pool->attachments[attachment];
     struct kvp_attachment_view view;
     struct kvp_session_view session;
-    struct kvp_pool_view in_ledger;
     if (!state->mapped || state->forced || state->released)
-        return true;
-    if (kvp_pool_get(core->ledger, pool->id, &in_ledger) == KVP_OK && in_ledger.state == KVP_POOL_LOST)
         return true;
     if (kvp_attachment_get(core->ledger, pool->id, attachment, &view) != KVP_OK ||
         kvp_session_get(core->ledger, view.session, &session) != KVP_OK)
@@ -174,6 +173,29 @@ bool core_attachment_quiet(struct kvp_core *core, struct pool_state *pool, uint3
             return false;
     }
     return true;
+}
+
+/* The ranks of the group that it leads write its sequences' pages, too. */
+static bool ranks_gone(const struct kvp_core *core, const struct pool_state *pool, uint32_t attachment)
+{
+    for (uint32_t i = 0; pool->joined != 0 && i < KVP_ATTACHMENTS_MAX; i++) {
+        struct kvp_attachment_view view;
+        if (i != attachment && kvp_attachment_get(core->ledger, pool->id, i, &view) == KVP_OK &&
+            view.leader == attachment && !gone(core, pool, i))
+            return false;
+    }
+    return true;
+}
+
+bool core_attachment_quiet(struct kvp_core *core, struct pool_state *pool, uint32_t attachment)
+{
+    const struct attachment_state *state = &pool->attachments[attachment];
+    struct kvp_pool_view in_ledger;
+    if (state->forced || state->released)
+        return true;
+    if (kvp_pool_get(core->ledger, pool->id, &in_ledger) == KVP_OK && in_ledger.state == KVP_POOL_LOST)
+        return true;
+    return gone(core, pool, attachment) && ranks_gone(core, pool, attachment);
 }
 
 /* Have the devices of a pool listed, so that a process may be proven quiet, or seen. */
@@ -278,6 +300,8 @@ void core_attachment_gone(struct kvp_core *core, struct pool_state *pool, uint32
         core->act->thing_drop(core->ctx, (struct kvp_thing){KVP_THING_PROGRESS, pool->id.slot, attachment});
     memset(state, 0, sizeof(*state));
     core_joined_count(core, pool);
+    if (core->ending != 0)
+        core_due(core, core->now_ms);
 }
 
 /* The sequences that the next slice of release will take. */
@@ -331,7 +355,7 @@ static void say_quarantine(struct kvp_core *core, struct pool_state *pool, const
                            uint32_t attachment, bool nvml_seen)
 {
     struct attachment_state *state = &pool->attachments[attachment];
-    bool lease = session->spec.kind == KVP_SESSION_LEASE;
+    bool lease = session->spec.kind == KVP_SESSION_LEASE, itself_gone = gone(core, pool, attachment);
     unsigned long long id = ID_WORD(session->id);
     if (state->quarantined_ms == 0)
         state->quarantined_ms = core->now_ms;
@@ -342,9 +366,10 @@ static void say_quarantine(struct kvp_core *core, struct pool_state *pool, const
              "pool %s: %llu pages of session %llx (pid %u) stay in quarantine: %s. If nothing of it runs any more: "
              "kvpool quarantine release %s %llx",
              pool->spec->name, (unsigned long long)core_attachment_pages(core, pool, attachment), id, session->spec.pid,
-             lease       ? "it was by lease, which proves no process's end"
-             : nvml_seen ? "its process ended, and NVML still lists it"
-                         : "its process ended, and NVML had not listed it before",
+             lease         ? "it was by lease, which proves no process's end"
+             : itself_gone ? "its process ended, and a rank that joined it is not gone"
+             : nvml_seen   ? "its process ended, and NVML still lists it"
+                           : "its process ended, and NVML had not listed it before",
              pool->spec->name, id);
 }
 
@@ -360,7 +385,7 @@ static void wait_for_quiet(struct kvp_core *core, struct pool_state *pool, struc
         return;
     if (dead.spec.kind == KVP_SESSION_LEASE || (ended && !pool->host))
         say_quarantine(core, pool, &dead, attachment, view.nvml_seen);
-    if (!pool->host && ended && view.nvml_seen) {
+    if (!pool->host && ended && view.nvml_seen && !gone(core, pool, attachment)) {
         ask_listings(core, pool);
         core_due(core, core->now_ms + LISTING_MS);
     }

@@ -194,6 +194,35 @@ START_TEST(an_operator_can_end_a_quarantine_but_not_of_a_living_process)
 }
 END_TEST
 
+START_TEST(a_dead_leaders_pages_come_back_when_its_ranks_have_ended_or_detached)
+{
+    struct kvp_caller ranks[2] = {shell_connect(shell, 1000, 42), shell_connect(shell, 1000, 43)};
+    const struct kvp_session_id sessions[] = {ranks[0].session, ranks[1].session};
+    Kvpool__V1__AttachRequest join = KVPOOL__V1__ATTACH_REQUEST__INIT;
+    join.pool = (char *)"p";
+    join.abi_version = KVP_ABI_VERSION;
+    join.join = word(a.session);
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(finish(CALL(ranks[i], ATTACH, join)), KVP_OK);
+    kvp_core_process_ended(shell->core, a.session);
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 14);
+    Kvpool__V1__DetachRequest detach = KVPOOL__V1__DETACH_REQUEST__INIT;
+    detach.pool = (char *)"p";
+    ck_assert_int_eq(finish(CALL(ranks[0], DETACH, detach)), KVP_OK);
+    shell_restart(shell, sessions, 2);
+    kvp_core_process_ended(shell->core, a.session); /* as its pidfd says again */
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 14);
+    kvp_core_disconnected(shell->core, ranks[1].session);
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 14);
+    kvp_core_process_ended(shell->core, ranks[1].session);
+    shell_run_ms(shell, 20);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 16);
+}
+END_TEST
+
 START_TEST(many_sequences_of_a_dead_session_come_back_in_slices)
 {
     struct pool_of large = {.name = "large", .pages = 6000, .page_tokens = 1, .layers = 1, .max_sequences = 2000};
@@ -396,6 +425,7 @@ int main(void)
     tcase_add_test(t, who_waits_for_a_dead_owners_timeline_is_told);
     tcase_add_test(t, a_session_that_mapped_nothing_is_released_at_once);
     tcase_add_test(t, an_operator_can_end_a_quarantine_but_not_of_a_living_process);
+    tcase_add_test(t, a_dead_leaders_pages_come_back_when_its_ranks_have_ended_or_detached);
     tcase_add_test(t, many_sequences_of_a_dead_session_come_back_in_slices);
     tcase_add_test(t, a_lapsed_lease_that_attached_stays_in_quarantine_until_an_operator_says_so);
     tcase_add_test(t, a_lapsed_lease_that_mapped_nothing_is_released);
