@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <systemd/sd-daemon.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,6 +51,7 @@ struct kvp_shell {
     uv_timer_t wake, watchdog, limit;
     uv_signal_t on_term, on_int;
     uv_check_t after_events; /* active while stopping */
+    uv_poll_t unwanted;      /* a gRPC socket that is not to be served */
     enum phase phase;
     unsigned connections_adopted;
     bool complained; /* an error was logged: what went wrong at the start has been said */
@@ -561,6 +563,30 @@ static void rpc_tell_time(void *ctx)
     kvp_clock_tell(&((struct kvp_shell *)ctx)->clock);
 }
 
+static void turn_away(uv_poll_t *poll, int status, int events)
+{
+    struct kvp_shell *shell = poll->data;
+    int fd;
+
+    (void)events;
+    while (status == 0 && (fd = accept4(shell->place.grpc, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+        close(fd);
+    if (status != 0 || errno != EAGAIN)
+        uv_poll_stop(poll); /* there is no fd to be had: it would be asked again and again */
+}
+
+/* systemd made its socket, and listens on: who connects would wait for good. */
+static enum kvp_status refuse_grpc(struct kvp_shell *shell)
+{
+    if (shell->place.grpc < 0)
+        return KVP_OK;
+    if (uv_poll_init(&shell->loop, &shell->unwanted, shell->place.grpc) != 0)
+        return KVP_ENOMEM;
+    shell->unwanted.data = shell;
+    kvp_log(LOG_NOTICE, "grpc.enabled = no, but a socket for gRPC was handed over: who connects is turned away");
+    return uv_poll_start(&shell->unwanted, UV_READABLE, turn_away) == 0 ? KVP_OK : KVP_ENOMEM;
+}
+
 static enum kvp_status open_doors(struct kvp_shell *shell)
 {
     const struct kvp_config *config = shell->config;
@@ -585,7 +611,7 @@ static enum kvp_status open_doors(struct kvp_shell *shell)
                                                        shell->store);
     kvp_adopt_nothing_else(&shell->inherited, shell->store);
     if (!config->grpc.enabled)
-        return KVP_OK;
+        return refuse_grpc(shell);
     if (config->grpc.listen[0] != 0)
         rpc.tcp_address = config->grpc.listen;
     if (config->grpc.tls_cert[0] != 0) {

@@ -246,6 +246,9 @@ static int connect_and_run(struct cli *cli)
         cli_failed("connecting", status);
         if (status == KVP_EDISCONNECTED)
             cli_say_how_to_start();
+        if (status == KVP_EPERM)
+            fputs("kvpool: who is in the group of that socket may connect; the service's: `usermod -aG kvpool USER'\n",
+                  stderr);
         if (status == KVP_ESESSION)
             fputs("kvpool: the token of --session or $KVPOOL_SESSION is good no more; another:\n"
                   "        export KVPOOL_SESSION=$(kvpool session open)\n",

@@ -36,6 +36,12 @@ static enum kvp_status lock_folder(const char *runtime_dir, int *ret_lock, char 
     snprintf(path, sizeof(path), "%s/%s", runtime_dir, LOCK_NAME);
     for (;;) {
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        if (fd < 0 && errno == EACCES) {
+            snprintf(reterr_text, KVP_LISTEN_ERROR_MAX,
+                     "%.300s: Permission denied: the folder must be of user %u (systemd-tmpfiles --create makes it so)",
+                     path, getuid());
+            return KVP_EINVAL;
+        }
         if (fd < 0)
             return failed(reterr_text, KVP_EINVAL, path, strerror(errno));
         if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
@@ -111,12 +117,12 @@ close_fd:
 }
 
 /* Listening sockets that were handed over, told by their type; what is left stays with `inherited`. */
-static void take_passed(struct kvp_place *place, struct kvp_inherited *inherited, bool with_grpc)
+static void take_passed(struct kvp_place *place, struct kvp_inherited *inherited)
 {
     for (unsigned i = 0; i < inherited->n; i++) {
         struct kvp_inherited_fd *item = &inherited->fds[i];
         bool session = item->fd >= 0 && sd_is_socket(item->fd, AF_UNIX, SOCK_SEQPACKET, 1) > 0;
-        bool grpc = item->fd >= 0 && with_grpc && sd_is_socket(item->fd, AF_UNIX, SOCK_STREAM, 1) > 0;
+        bool grpc = item->fd >= 0 && sd_is_socket(item->fd, AF_UNIX, SOCK_STREAM, 1) > 0;
         int *slot = session ? &place->session : &place->grpc;
 
         if ((!session && !grpc) || *slot >= 0 || fcntl(item->fd, F_SETFL, O_RDWR | O_NONBLOCK) != 0)
@@ -138,7 +144,7 @@ enum kvp_status kvp_place_take(const struct kvp_place_spec *spec, struct kvp_inh
 
     if (status != KVP_OK)
         return status;
-    take_passed(&place, inherited, spec->with_grpc);
+    take_passed(&place, inherited);
     if (place.session < 0) {
         status = bind_socket(spec, SESSION_NAME, SOCK_SEQPACKET, &place.session, reterr_text);
         if (status != KVP_OK)

@@ -17,7 +17,7 @@
 struct kvp_place {
     int lock;
     int session;          /* listening, SOCK_SEQPACKET */
-    int grpc;             /* listening, SOCK_STREAM; -1: none */
+    int grpc;             /* listening, SOCK_STREAM, though it may not be wanted; -1: none */
     bool session_is_ours; /* bound by a daemon, not by systemd: the file goes when the daemon ends */
     bool grpc_is_ours;
     bool session_is_new; /* bound now */
@@ -28,7 +28,7 @@ struct kvp_place_spec {
     const char *runtime_dir;
     unsigned mode;
     const char *group; /* "": the daemon's own */
-    bool with_grpc;
+    bool with_grpc;    /* bind it, if none was handed over */
 };
 
 /**

@@ -3,6 +3,7 @@ import contextlib
 import ctypes
 import os
 import pathlib
+import pwd
 import shutil
 import signal
 import subprocess
@@ -81,6 +82,20 @@ class Program(cli_house.Case):
         self.assertIn("systemctl start kvpoold", done.stderr)
         self.fails("KVP_EDISCONNECTED", "demo", endpoint=nowhere)
         self.fails("KVP_EINVAL", "-e", "/" + 200 * "x", "status")
+
+    @unittest.skipUnless(os.getuid() == 0, "needs a second user")
+    def test_who_may_not_connect_learns_which_group_may(self):
+        run = self.daemon.runtime_dir
+        for folder in (run.parent, run):
+            folder.chmod(0o711)
+        other = {"user": "nobody", "group": "nogroup", "extra_groups": [], "capture_output": True, "text": True}
+        done = subprocess.run([self.program(), "status"], env=self.environment(), **other)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("Permission denied (KVP_EPERM)\n", done.stderr)
+        self.assertIn("usermod -aG kvpool", done.stderr)
+        daemon = self.program() + "d"
+        done = subprocess.run([daemon, "--runtime-dir", run], **other)
+        self.assertIn(f"kvpool.lock: Permission denied: the folder must be of user {pwd.getpwnam('nobody').pw_uid}", done.stderr)
 
     def test_wait_gives_up_after_its_time(self):
         nowhere = self.daemon.folder / "nowhere.sock"

@@ -306,6 +306,34 @@ START_TEST(a_socket_that_systemd_passed_is_used_and_left_alone)
 }
 END_TEST
 
+START_TEST(a_grpc_socket_that_systemd_passed_turns_away_who_connects_when_grpc_is_not_enabled)
+{
+    static const char *const arguments[] = {"--set", "grpc.enabled=no", NULL};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct pollfd hung_up = {.fd = client, .events = POLLIN};
+    char dir[200], path[300];
+
+    test_folder(dir);
+    path_in(dir, "passed.sock", path);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%.100s", path);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    ck_assert_int_eq(listen(fd, 16), 0);
+    test_daemon_spawn(&server, dir, arguments, NULL, fd);
+    ck_assert(test_daemon_says(&server, "who connects is turned away"));
+    ck_assert_int_eq(connect(client, (struct sockaddr *)&address, sizeof(address)), 0);
+    ck_assert_int_eq(poll(&hung_up, 1, TEST_WAIT_MS), 1);
+    ck_assert_int_eq(read(client, path, sizeof(path)), 0);
+    expect_served();
+    kill(server.pid, SIGTERM);
+    ck_assert_int_eq(test_daemon_wait(&server), 0);
+    ck_assert_int_eq(unlink(address.sun_path), 0); /* it was left */
+    ck_assert_int_eq(rmdir(dir), 0);
+    close(client);
+    close(fd);
+}
+END_TEST
+
 /* ---- a service manager ------------------------------------------------------------------------------------------- */
 
 struct manager {
@@ -486,6 +514,7 @@ int main(void)
     tcase_add_test(tests, why_it_does_not_start_is_said_once_and_not_as_something_else);
     tcase_add_test(tests, with_too_few_file_descriptors_it_says_how_many_there_must_be);
     tcase_add_test(tests, a_socket_that_systemd_passed_is_used_and_left_alone);
+    tcase_add_test(tests, a_grpc_socket_that_systemd_passed_turns_away_who_connects_when_grpc_is_not_enabled);
     suite_add_tcase(suite, tests);
     tcase_set_timeout(managed, 60);
     tcase_add_test(managed, a_manager_hears_ready_status_watchdog_and_stopping);
