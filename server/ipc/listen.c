@@ -76,6 +76,19 @@ static enum kvp_status set_access(const char *path, const struct kvp_place_spec 
     return KVP_OK;
 }
 
+/* A socket's file is in the place of ours. We have the lock, so that no daemon is there; but systemd may listen, or a
+ * keeper for its next daemon, and would go on on a socket that nobody finds any more. */
+static bool is_listened_on(const struct sockaddr_un *address, int type)
+{
+    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    bool dead =
+        fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof(*address)) != 0 && errno == ECONNREFUSED;
+
+    if (fd >= 0)
+        close(fd);
+    return !dead;
+}
+
 /* Bound with no permission for anyone, opened up, then listening. */
 static enum kvp_status bind_socket(const struct kvp_place_spec *spec, const char *name, int type, int *ret_fd,
                                    char *reterr_text)
@@ -89,7 +102,12 @@ static enum kvp_status bind_socket(const struct kvp_place_spec *spec, const char
     if ((size_t)snprintf(address.sun_path, sizeof(address.sun_path), "%s/%s", spec->runtime_dir, name) >=
         sizeof(address.sun_path))
         return failed(reterr_text, KVP_EINVAL, spec->runtime_dir, "the path is too long for a socket");
-    if (lstat(address.sun_path, &st) == 0 && (!S_ISSOCK(st.st_mode) || unlink(address.sun_path) != 0))
+    if (lstat(address.sun_path, &st) != 0)
+        st.st_mode = 0;
+    if (S_ISSOCK(st.st_mode) && is_listened_on(&address, type))
+        return failed(reterr_text, KVP_EEXIST, address.sun_path,
+                      "somebody listens there: systemd (kvpoold.socket), or a kvpool-keeper of another daemon");
+    if (st.st_mode != 0 && (!S_ISSOCK(st.st_mode) || unlink(address.sun_path) != 0))
         return failed(reterr_text, KVP_EINVAL, address.sun_path, "is there and can not be replaced by a socket");
     fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)

@@ -36,7 +36,7 @@ struct kvp_place_spec {
  * @param inherited    what it takes is gone from there
  * @param ret_place    its fds are all close-on-exec and non-blocking
  * @param reterr_text  [KVP_LISTEN_ERROR_MAX] what is in the way
- * @retval KVP_EEXIST  another daemon has the folder
+ * @retval KVP_EEXIST  another daemon has the folder, or somebody listens on a socket there
  * @retval KVP_EINVAL  the folder, the group or a path is not right
  */
 enum kvp_status kvp_place_take(const struct kvp_place_spec *spec, struct kvp_inherited *inherited,

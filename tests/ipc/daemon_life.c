@@ -100,6 +100,28 @@ START_TEST(a_killed_daemons_sockets_are_replaced)
 }
 END_TEST
 
+START_TEST(a_socket_that_somebody_listens_on_is_not_replaced)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    struct pollfd asked = {.fd = fd, .events = POLLIN};
+    char dir[200], path[300];
+
+    test_folder(dir);
+    path_in(dir, "kvpool.sock", path);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%.100s", path);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    ck_assert_int_eq(listen(fd, 16), 0);
+    test_daemon_spawn(&server, dir, NULL, NULL, -1);
+    ck_assert(test_daemon_says(&server, "somebody listens there"));
+    ck_assert_int_eq(test_daemon_wait(&server), 1);
+    ck_assert_int_eq(poll(&asked, 1, 0), 1); /* it is found by its name still */
+    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(rmdir(dir), 0);
+    close(fd);
+}
+END_TEST
+
 START_TEST(a_file_in_the_place_of_a_socket_is_not_touched)
 {
     char dir[200], path[300];
@@ -507,6 +529,7 @@ int main(void)
     tcase_add_test(tests, options_reach_the_sockets);
     tcase_add_test(tests, a_second_daemon_on_the_same_folder_is_refused);
     tcase_add_test(tests, a_killed_daemons_sockets_are_replaced);
+    tcase_add_test(tests, a_socket_that_somebody_listens_on_is_not_replaced);
     tcase_add_test(tests, a_file_in_the_place_of_a_socket_is_not_touched);
     tcase_add_test(tests, what_it_can_not_do_it_says_and_exits_1);
     tcase_add_test(tests, connections_over_the_limit_are_turned_away_with_the_reason);
