@@ -141,10 +141,13 @@ KVP_API enum kvp_status kvp_session_info(struct kvp_client *client, struct kvp_s
  * Open a session by lease, for use by token: by one process after another, or through both doors. It ends unless a
  * call or kvp_session_info comes within the lease. The client itself stays in the session that it is in.
  *
- * @param lease_ms       0: the daemon's default
- * @param name           for operators, shown in listings; NULL: none
+ * @param lease_ms       KVP_LEASE_MS_MIN .. _MAX; 0: the daemon's default
+ * @param name           for operators, shown in listings, at most 31 bytes; NULL: none
  * @param resume_secret  [resume_secret_bytes] claims the durable sequences of the dead session it was given to; or NULL
  * @retval KVP_ELIMIT    KVP_SESSIONS_MAX are open
+ * @retval KVP_ENOENT    no dead session with that secret is remembered
+ * @retval KVP_EBUSY     that session lives, or its process is not proven to be gone: try again
+ * @retval KVP_EPERM     the secret was given to another user
  */
 KVP_API enum kvp_status kvp_session_open(struct kvp_client *client, uint32_t lease_ms, const char *name,
                                          const uint8_t *resume_secret, size_t resume_secret_bytes,

@@ -55,6 +55,12 @@ enum kvp_status core_given_check(struct kvp_core *core, size_t i, const struct k
                        (unsigned long long)ID_WORD(view->id));
 }
 
+enum kvp_status core_made_and_closed(struct kvp_core *core, size_t i, uint64_t key)
+{
+    return core_refuse(core, KVP_ESTALE, "keys[%zu]: %llu was opened by this call before, and was closed since", i,
+                       (unsigned long long)key);
+}
+
 enum kvp_status core_refuse_or_wait(struct kvp_core *core, struct turn *turn, const struct pool_state *pool,
                                     enum kvp_status status, const char *what, size_t i, uint64_t handle)
 {

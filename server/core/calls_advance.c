@@ -25,8 +25,9 @@ static size_t leading_blocks(const struct kvp_core *core, const struct pool_stat
 }
 
 static enum kvp_status open_one(struct kvp_core *core, const struct pool_state *pool, uint32_t attachment,
-                                const Kvpool__V1__OpenSequencesRequest *request, const struct call_blocks *blocks,
-                                size_t i, struct kvp_seq_id *ret_seq, size_t *ret_cached)
+                                bool repeated, const Kvpool__V1__OpenSequencesRequest *request,
+                                const struct call_blocks *blocks, size_t i, struct kvp_seq_id *ret_seq,
+                                size_t *ret_cached)
 {
     bool durable = request->durable != 0;
     enum kvp_status status = kvp_seq_by_key(core->ledger, pool->id, attachment, request->keys[i], ret_seq);
@@ -35,6 +36,8 @@ static enum kvp_status open_one(struct kvp_core *core, const struct pool_state *
         *ret_cached = leading_blocks(core, pool, *ret_seq, blocks, i);
     if (status != KVP_ENOENT)
         return status;
+    if (repeated)
+        return core_made_and_closed(core, i, request->keys[i]);
     if (core_block_count(blocks, i) == 0)
         return kvp_seq_open(core->ledger, pool->id, attachment, request->keys[i], durable, ret_seq);
     return kvp_seq_open_cached(core->ledger, pool->id, attachment, request->keys[i], durable,
@@ -49,11 +52,11 @@ static enum kvp_status open_all(struct kvp_core *core, struct turn *turn, struct
     TRY(core_attachment(core, turn, pool, true, &attachment));
     for (size_t i = 0; i < request->n_keys; i++) {
         size_t n;
-        enum kvp_status status = open_one(core, pool, attachment, request, blocks, i, &views[i].id, &n);
+        enum kvp_status status = open_one(core, pool, attachment, turn->repeated, request, blocks, i, &views[i].id, &n);
         if (status == KVP_ELIMIT)
             core_refuse(core, status, "keys[%zu]: all %u rows of pool \"%s\" are in use", i, pool->spec->max_sequences,
                         pool->spec->name);
-        else if (status != KVP_OK)
+        else if (status != KVP_OK && status != KVP_ESTALE)
             core_refuse(core, status, "keys[%zu]: %s", i, kvp_status_text(status));
         TRY(status);
         cached[i] = (uint32_t)n * pool->spec->page_tokens;

@@ -39,20 +39,19 @@ static enum kvp_status fork_all(struct kvp_core *core, struct turn *turn, struct
     return KVP_OK;
 }
 
-/* A repeat: the children are found by their keys. @return false: not all are there */
-static bool find_children(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
-                          const Kvpool__V1__ForkRequest *request, struct kvp_seq_view *children)
+/* A repeat: the children are found by their keys. */
+static enum kvp_status find_children(struct kvp_core *core, struct turn *turn, struct pool_state *pool,
+                                     const Kvpool__V1__ForkRequest *request, struct kvp_seq_view *children)
 {
     uint32_t attachment;
-    if (kvp_attachment_of(core->ledger, pool->id, turn->session.id, &attachment) != KVP_OK)
-        return false;
+    TRY(core_attachment(core, turn, pool, false, &attachment));
     for (size_t i = 0; i < request->n_keys; i++) {
         struct kvp_seq_id id;
-        if (kvp_seq_by_key(core->ledger, pool->id, attachment, request->keys[i], &id) != KVP_OK ||
-            kvp_seq_get(core->ledger, pool->id, id, &children[i]) != KVP_OK)
-            return false;
+        if (kvp_seq_by_key(core->ledger, pool->id, attachment, request->keys[i], &id) != KVP_OK)
+            return core_made_and_closed(core, i, request->keys[i]);
+        TRY(kvp_seq_get(core->ledger, pool->id, id, &children[i]));
     }
-    return true;
+    return KVP_OK;
 }
 
 static enum kvp_status fork_reply(struct kvp_core *core, struct turn *turn, const struct kvp_seq_view *children,
@@ -105,8 +104,8 @@ enum kvp_status call_fork(struct kvp_core *core, struct turn *turn)
     struct kvp_seq_view *children = core_alloc(core, n + 1, sizeof(*children));
     if (children == NULL)
         return core_refuse(core, KVP_ENOMEM, "no memory for the call");
-    if (!turn->repeated || !find_children(core, turn, pool, request, children))
-        TRY(fork_new(core, turn, pool, request, children));
+    TRY(turn->repeated ? find_children(core, turn, pool, request, children)
+                       : fork_new(core, turn, pool, request, children));
     TRY(core_attachment(core, turn, pool, false, &attachment));
     TRY(core_zero(core, turn, pool, attachment, children, n));
     return fork_reply(core, turn, children, n);

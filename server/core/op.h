@@ -149,6 +149,8 @@ enum kvp_status core_batch(struct kvp_core *core, struct turn *turn, struct pool
 bool core_rows_left(const struct kvp_core *core, const struct pool_state *pool);
 /* KVP_EBUSY: sequence i was given here ahead of its giver's stream, which writes its pages until its value is reached. */
 enum kvp_status core_given_check(struct kvp_core *core, size_t i, const struct kvp_seq_view *view);
+/* KVP_ESTALE: what a repeated call was to make is there no more, and is not made again. */
+enum kvp_status core_made_and_closed(struct kvp_core *core, size_t i, uint64_t key);
 /* Why the ledger refused a change of sequence i. */
 enum kvp_status core_seq_refuse(struct kvp_core *core, const struct pool_state *pool, enum kvp_status status,
                                 const char *what, size_t i, uint64_t handle);

@@ -98,8 +98,8 @@ static enum kvp_status check_cache(struct kvp_core *core, const Kvpool__V1__Pool
                     KVPOOL__V1__POLICY__POLICY_LRU));
     TRY(check_range(core, "block_hash", (uint64_t)spec->block_hash, KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_KEYED,
                     KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_XXH3));
-    TRY(check_range(core, "zero_on_reuse", (uint64_t)spec->zero_on_reuse, KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_ON,
-                    KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_OFF));
+    TRY(check_range(core, "zero_on_reuse", (uint64_t)spec->zero_on_reuse,
+                    KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_DEFAULT, KVPOOL__V1__ZERO_ON_REUSE__ZERO_ON_REUSE_OFF));
     bool xxh3 = spec->block_hash == KVPOOL__V1__BLOCK_HASH__BLOCK_HASH_XXH3;
     TRY(check_range(core, xxh3 ? "tenants with block_hash XXH3" : "tenants", spec->n_tenants, 0,
                     xxh3 ? 1 : KVP_TENANTS_MAX));

@@ -215,6 +215,32 @@ START_TEST(a_repeated_advance_is_answered_and_not_done_again)
 }
 END_TEST
 
+START_TEST(a_repeat_makes_no_sequence_in_place_of_one_that_was_closed_since)
+{
+    uint64_t key = 2, parent = open_one(a, 1), seq;
+    Kvpool__V1__OpenSequencesRequest open = KVPOOL__V1__OPEN_SEQUENCES_REQUEST__INIT;
+    open.pool = (char *)"p";
+    open.call_id = 7;
+    open.keys = &key;
+    open.n_keys = 1;
+    struct shell_call *call = CALL(a, OPEN_SEQUENCES, open);
+    seq = ((const Kvpool__V1__OpenSequencesReply *)call->reply)->seqs[0];
+    shell_call_free(shell, call);
+    ck_assert_int_eq(finish(CALL(a, OPEN_SEQUENCES, open)), KVP_OK);
+    ck_assert_int_eq(shell_close(shell, a, "p", seq), KVP_OK);
+    ck_assert_int_eq(finish(CALL(a, OPEN_SEQUENCES, open)), KVP_ESTALE);
+    advance_ok(a, parent, 4, 4);
+    call = fork_one(a, parent, key, 8);
+    seq = ((const Kvpool__V1__ForkReply *)call->reply)->seqs[0];
+    shell_call_free(shell, call);
+    ck_assert_int_eq(finish(fork_one(a, parent, key, 8)), KVP_OK);
+    ck_assert_int_eq(shell_close(shell, a, "p", seq), KVP_OK);
+    ck_assert_int_eq(finish(fork_one(a, parent, key, 8)), KVP_ESTALE);
+    ck_assert_int_eq(shell_close(shell, a, "p", parent), KVP_OK);
+    ck_assert_uint_eq(shell_free_pages(shell, "p"), 16);
+}
+END_TEST
+
 START_TEST(progress_words_of_this_version_count_and_no_others)
 {
     uint64_t seq = open_one(a, 1);
@@ -624,6 +650,7 @@ int main(void)
     tcase_add_test(t, advance_is_all_or_nothing_when_one_sequence_is_stale);
     tcase_add_test(t, a_short_pool_says_how_many_pages_the_whole_batch_misses);
     tcase_add_test(t, a_repeated_advance_is_answered_and_not_done_again);
+    tcase_add_test(t, a_repeat_makes_no_sequence_in_place_of_one_that_was_closed_since);
     tcase_add_test(t, progress_words_of_this_version_count_and_no_others);
     tcase_add_test(t, the_least_word_of_a_group_counts);
     tcase_add_test(t, what_a_rank_that_left_did_not_write_never_counts_until_another_joins_in_its_place);
