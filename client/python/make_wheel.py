@@ -25,7 +25,7 @@ import zipfile
 try:
     import tomllib
 except ModuleNotFoundError:
-    sys.exit(f"make_wheel.py needs Python 3.11 or newer, this is {platform.python_version()}; the wheel is for 3.10 too")
+    sys.exit(f"make_wheel.py needs Python 3.11, this is {platform.python_version()} (the wheel is for 3.10, too)")
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 SYSTEM = re.compile(r"(ld-linux.*|linux-vdso|libc|libm|libdl|libpthread|librt|libresolv|libutil|libanl)\.so.*")

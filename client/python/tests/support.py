@@ -45,14 +45,16 @@ _names = iter(range(1 << 30))
 class PoolTest(unittest.TestCase):
     """A client of this test's own, and pools that are deleted after it. The ledger must be clean in the end."""
 
+    backend = "host"
+
     def setUp(self) -> None:
-        self.client = kvpool.connect(backend="host")
+        self.client = kvpool.connect(backend=self.backend)
         self.made: list[str] = []
 
     def tearDown(self) -> None:
         self.client.close()
         gc.collect()  # a tensor in a cycle holds its pool
-        with kvpool.connect(backend="host") as last:
+        with kvpool.connect(backend=self.backend) as last:
             self.assertEqual(last.audit(), [])
             for name in self.made:
                 last.delete_pool(name)

@@ -1,32 +1,17 @@
 """What test_hf.py shows on the host, on a GPU: in bfloat16, too. And the examples with a model."""
 from __future__ import annotations
 
-import gc
 import unittest
 
 import test_hf
 import test_package
 from support import HAS_HF, has_gpu
 
-import kvpool
-
 
 @unittest.skipUnless(HAS_HF and has_gpu(), "torch, transformers and a GPU are not here")
 class Cuda(test_hf.Host):
     backend = device = "cuda"
     dtypes = ("float32", "bfloat16")
-
-    def setUp(self) -> None:
-        self.client = kvpool.connect(backend="cuda")
-        self.made = []
-
-    def tearDown(self) -> None:
-        self.client.close()
-        gc.collect()
-        with kvpool.connect(backend="cuda") as last:
-            self.assertEqual(last.audit(), [])
-            for name in self.made:
-                last.delete_pool(name)
 
     def test_the_examples_with_a_model_run(self) -> None:
         test_package.Examples.test_the_examples_with_a_model_run(self)

@@ -115,10 +115,7 @@ class Compiled(compiled.Compared):
 
 @unittest.skipUnless(HAS_NUMPY and has_gpu(), "torch with a GPU is not here")
 class Manager(test_manager.TorchManager):
-    device = "cuda"
-
-    def managers(self, pages: int = 12, page_size: int = 4) -> list[kvpool.PagedKVCacheManager]:
-        return [kvpool.PagedKVCacheManager(pages, page_size, 2, 8)]
+    backend = device = "cuda"
 
 
 if __name__ == "__main__":
