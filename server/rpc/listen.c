@@ -52,23 +52,33 @@ static enum kvp_status who(const struct kvp_rpc_listener *listener, int fd, stru
     return KVP_OK;
 }
 
+static void turned_away(struct kvp_rpc *rpc, const char *why)
+{
+    rpc->stats.refused++;
+    kvp_rpc_log(rpc, LOG_WARNING, "grpc: a connection was turned away: %s", why);
+}
+
 static void take(struct kvp_rpc_listener *listener, int fd)
 {
     struct kvp_rpc *rpc = listener->rpc;
     uint64_t now_ms = uv_now(rpc->loop);
     struct kvp_caller caller;
+    enum kvp_status status;
     int number;
 
     if (rpc->peers.open >= rpc->config.max_connections)
         kvp_rpc_peers_sweep(&rpc->peers, now_ms);
     if (rpc->peers.open >= rpc->config.max_connections || who(listener, fd, &caller) != KVP_OK) {
         close(fd);
-        rpc->stats.refused++;
+        turned_away(rpc, rpc->peers.open >= rpc->config.max_connections ? "grpc.connections is reached"
+                                                                        : "the kernel does not tell whose it is");
         return;
     }
-    if (kvp_rpc_peers_add(&rpc->peers, fd, &caller, now_ms, &number) != KVP_OK) {
+    status = kvp_rpc_peers_add(&rpc->peers, fd, &caller, now_ms, &number);
+    if (status != KVP_OK) {
         kvp_rpc_peers_sweep(&rpc->peers, now_ms);
-        rpc->stats.refused++;
+        turned_away(rpc, status == KVP_ELIMIT ? "grpc.connections is reached"
+                                              : "there is no file descriptor for it (LimitNOFILE=, ulimit -n)");
         return;
     }
     grpc_server_add_channel_from_fd(rpc->server, number, rpc->plain);

@@ -328,6 +328,26 @@ START_TEST(a_socket_that_systemd_passed_is_used_and_left_alone)
 }
 END_TEST
 
+START_TEST(grpc_connections_over_the_limit_are_said_in_the_log)
+{
+    static const char *const arguments[] = {"--set", "grpc.connections=1", NULL};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int clients[2];
+
+    test_daemon_start(&server, NULL, arguments);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%.90s/grpc.sock", server.dir);
+    for (int i = 0; i < 2; i++) {
+        clients[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        ck_assert_int_eq(connect(clients[i], (struct sockaddr *)&address, sizeof(address)), 0);
+    }
+    ck_assert(test_daemon_says(&server, "warning: grpc: a connection was turned away: grpc.connections is reached"));
+    expect_served();
+    for (int i = 0; i < 2; i++)
+        close(clients[i]);
+    ck_assert_int_eq(test_daemon_stop(&server), 0);
+}
+END_TEST
+
 START_TEST(a_grpc_socket_that_systemd_passed_turns_away_who_connects_when_grpc_is_not_enabled)
 {
     static const char *const arguments[] = {"--set", "grpc.enabled=no", NULL};
@@ -537,6 +557,7 @@ int main(void)
     tcase_add_test(tests, why_it_does_not_start_is_said_once_and_not_as_something_else);
     tcase_add_test(tests, with_too_few_file_descriptors_it_says_how_many_there_must_be);
     tcase_add_test(tests, a_socket_that_systemd_passed_is_used_and_left_alone);
+    tcase_add_test(tests, grpc_connections_over_the_limit_are_said_in_the_log);
     tcase_add_test(tests, a_grpc_socket_that_systemd_passed_turns_away_who_connects_when_grpc_is_not_enabled);
     suite_add_tcase(suite, tests);
     tcase_set_timeout(managed, 60);
