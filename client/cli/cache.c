@@ -26,9 +26,11 @@ static char *text_of_file(const char *path)
     bool empty;
 
     if (file != NULL)
-        bytes = getdelim(&text, &room, EOF, file);
+        bytes = cli_getdelim(&text, &room, EOF, file);
     empty = file != NULL && bytes < 0 && feof(file) && !ferror(file);
-    if (bytes < 0 && !empty)
+    if (bytes < 0 && !empty && errno == EFBIG)
+        fprintf(stderr, "kvpool: reading %s: it has more than %u bytes\n", path, CLI_READ_MAX);
+    else if (bytes < 0 && !empty)
         fprintf(stderr, "kvpool: reading %s: %s\n", path, strerror(errno));
     else if (!empty && strlen(text) != (size_t)bytes)
         fprintf(stderr, "kvpool: reading %s: byte %zu is zero, so it is no text\n", path, strlen(text));

@@ -13,6 +13,8 @@
 
 #include <argp.h>
 #include <jansson.h>
+#include <stdio.h>
+#include <sys/types.h>
 
 /* Options of all commands; each command lists those that it takes. Values beyond char: they have no short form. */
 enum cli_key {
@@ -115,6 +117,12 @@ static inline bool cli_json(const struct cli *cli)
 
 /** What to do where no daemon answers: a line on stderr. */
 void cli_say_how_to_start(void);
+
+/* ---- input.c ----------------------------------------------------------------------------------------------------- */
+
+/** As getdelim(3); what has more than CLI_READ_MAX bytes is not read: EFBIG. */
+#define CLI_READ_MAX (256u << 20)
+ssize_t cli_getdelim(char **text, size_t *room, int delimiter, FILE *file);
 
 /* ---- output.c ---------------------------------------------------------------------------------------------------- */
 

@@ -2,7 +2,7 @@
  * Reading traces; see trace.h. A line is one JSON document by itself, so that a wrong one is named by its number.
  */
 #include "trace.h"
-
+#include "cli.h"
 #include "kvp_limits.h"
 
 #include <errno.h>
@@ -167,10 +167,15 @@ static bool take_lines(const char *path, FILE *file, struct trace *trace)
     ssize_t bytes;
     bool good = true;
 
-    while (good && (bytes = getline(&text, &room, file)) >= 0) {
+    while (good && (bytes = cli_getdelim(&text, &room, '\n', file)) >= 0) {
         line++;
         if (strspn(text, " \t\r\n") != (size_t)bytes)
             good = take_line(text, (size_t)bytes, line, trace, &wrong);
+    }
+    if (good && !feof(file) && !ferror(file)) {
+        line++;
+        good = errno == EFBIG ? complain(&wrong, "it has more than %u bytes", CLI_READ_MAX)
+                              : complain(&wrong, "out of memory");
     }
     free(text);
     if (!good)

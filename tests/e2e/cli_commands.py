@@ -570,6 +570,10 @@ class Cache(cli_house.Case):
         file.write_bytes(b"0,7,14,21\0,28")
         done = self.run_cli("cache", "match", "p", f"@{file}", code=2)
         self.assertEqual((done.stdout, done.stderr), ("", f"kvpool: reading {file}: byte 9 is zero, so it is no text\n"))
+        done = self.run_cli("cache", "match", "p", "@/dev/zero", code=2)  # a file without an end
+        self.assertEqual(done.stderr, "kvpool: reading /dev/zero: it has more than 268435456 bytes\n")
+        done = self.run_cli("replay", "--embedded", "/dev/zero", code=1)
+        self.assertEqual(done.stderr, "kvpool: trace /dev/zero, line 1: it has more than 268435456 bytes\n")
         self.misused("cache", "evict", "p", "1,2", "--pages", "3", text="--pages and --all are without a prefix")
         self.misused("seq", "open", "p", "1", "2", "--prompt", "1", text="--prompt is of one sequence",
                      session=self.session)
