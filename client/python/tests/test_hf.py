@@ -298,7 +298,7 @@ class Host(PoolTest):
     def test_a_cache_that_is_let_go_gives_its_pages_to_the_next(self) -> None:
         from kvpool import hf
 
-        pool, ids = self.client.create_pool(self.spec(pages=8)), self.prompt(1, 21)
+        pool, ids = self.client.create_pool(self.spec(pages=8, linger_ms=60_000)), self.prompt(1, 21)
         self.made.append(pool.name)
         kept = hf.KVPoolCache(self.config, pool)
         self.generate(ids[:, :3], kept, max_new_tokens=2)
@@ -341,6 +341,12 @@ class Host(PoolTest):
 
         with self.assertRaises(kvpool.InvalidArgument):
             hf.KVPoolCache(self.config, self.pool(layers=2))
+
+    def test_a_durable_cache_is_refused_where_nothing_waits_for_a_claim(self) -> None:
+        from kvpool import hf
+
+        with self.cache() as cache, self.assertRaisesRegex(kvpool.InvalidArgument, "linger_ms 0"):
+            hf.KVPoolCache(self.config, cache._rows.pool, durable=True)
 
     def test_what_is_no_config_pool_or_handle_is_named(self) -> None:
         from kvpool import hf

@@ -188,6 +188,8 @@ class KVPoolCache(Cache):  # type: ignore[misc]
         given = {"name": pool.name, "pages": pool.pages, "page_size": pool.page_size, "dtype": pool.info.spec.dtype}
         if pool.planes not in [_spec(config, shapes, **given).all_planes() for shapes in _said_shapes(config)]:
             raise InvalidArgument(f"pool {pool.name} has not the planes of that model; see kvpool.hf.pool_spec")
+        if durable and not pool.info.spec.linger_ms:
+            raise InvalidArgument(f"pool {pool.name} has linger_ms 0: nothing of a process that died waits for a claim")
         self._rows = Rows(pool, durable, _windows(config))
         super().__init__(layers=[KVPoolLayer(self._rows, index) for index in range(pool.layers)])
 
