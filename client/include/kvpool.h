@@ -686,7 +686,8 @@ KVP_API enum kvp_status kvp_step_create(struct kvp_pool *pool, uint32_t rank, ui
 KVP_API void kvp_step_destroy(struct kvp_step *step);
 
 /**
- * Begin a step: tokens[i] tokens behind the first start[i] of seqs[i], into rows that have room for them.
+ * Begin a step: tokens[i] tokens behind the first start[i] of seqs[i], into rows that have room for them. One that is
+ * refused is a step of no tokens.
  *
  * @param n       sequences, 0..max_batch
  * @param tokens  [n]

@@ -332,6 +332,7 @@ enum kvp_status kvp_step_begin(struct kvp_step *step, uint32_t n, const struct k
     enum kvp_status status;
     uint64_t nnz = 0;
 
+    step->n = step->nnz = 0; /* whoever goes on after a refusal writes nothing, and not once more what was before */
     if (n > step->max_batch)
         return kvp_fail(KVP_EINVAL, "a step of %u sequences; it was made for %u", n, step->max_batch);
     for (uint32_t i = 0; i < n; i++)
@@ -360,7 +361,10 @@ enum kvp_status kvp_step_begin(struct kvp_step *step, uint32_t n, const struct k
         status = run_index(step, start != NULL || !cuda, stream);
     if (status == KVP_OK)
         status = give_staging(staging, stream);
-    return leave(step, "index step", status);
+    status = leave(step, "index step", status);
+    if (status != KVP_OK)
+        step->n = step->nnz = 0;
+    return status;
 }
 
 void kvp_step_view(const struct kvp_step *step, struct kvp_step_view *ret_view)

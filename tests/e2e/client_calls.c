@@ -247,12 +247,19 @@ END_TEST
 START_TEST(a_step_over_what_is_reserved_or_made_is_refused)
 {
     struct kvp_seq seq = open_one(pool, 1);
-    uint32_t tokens = 3, start = 0, reserved = 2;
+    uint32_t tokens = 3, start = 0, reserved = 2, length;
     struct kvp_step *step;
 
     ck_ok(kvp_advance(pool, 1, &seq, &reserved, NULL, 0, NULL, NULL, NULL));
     ck_ok(kvp_step_create(pool, 0, 1, 4, 4, &step));
     ck_assert_int_eq(kvp_step_begin(step, 1, &seq, &tokens, &start, NULL), KVP_EMISMATCH);
+    tokens = 2;
+    ck_ok(kvp_step_begin(step, 1, &seq, &tokens, &start, NULL));
+    tokens = 3;
+    ck_assert_int_eq(kvp_step_begin(step, 1, &seq, &tokens, &start, NULL), KVP_EMISMATCH);
+    ck_ok(kvp_progress(step, NULL)); /* nothing is begun, nor what was begun before */
+    ck_ok(kvp_seq_len(pool, seq, &length));
+    ck_assert_uint_eq(length, 0);
     tokens = 5;
     ck_assert_int_eq(kvp_step_begin(step, 1, &seq, &tokens, &start, NULL), KVP_EINVAL);
     ck_assert_int_eq(kvp_step_begin(step, 2, &seq, &tokens, &start, NULL), KVP_EINVAL);
