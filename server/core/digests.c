@@ -10,8 +10,9 @@
  *                                     ▲            │ one died: asked again, KVP_JOB_ATTEMPTS times
  *                                     └────────────┘
  *
- * One batch at a time, of a pass and of the check by turns. A page may be given up, and be taken by another, while its bytes are read: a digest is kept only
- * where the mark of its batch still is (kvp_digest_begin), and compared only where the one that was kept still is.
+ * One batch at a time, of a pass and of the check by turns. A page may be given up, and be taken by another, while its
+ * bytes are read: a digest is kept only where the mark of its batch still is (kvp_digest_begin), and compared only where
+ * the one that was kept still is.
  *
  * A pool over several GPUs has a page on each: its digest is the sum of theirs, each turned by its rank.
  */
