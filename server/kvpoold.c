@@ -9,12 +9,10 @@
 #include "shell.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 /* A service manager starts it again at once, and what fails now fails then: no faster than this. */
 #define FAILED_MS 1000
@@ -169,19 +167,9 @@ static int run(const struct arguments *arguments)
     return configure(arguments, &config) ? serve(&config, arguments->discard_state) : 1;
 }
 
-/* Started without one of them, the daemon would log into whatever is opened in its place. Before main, and before the
- * constructors of libraries: gRPC's opens an eventfd. */
-static void open_standard_files(void)
-{
-    int fd;
-
-    do {
-        fd = open("/dev/null", O_RDWR);
-    } while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd >= 0)
-        close(fd);
-}
-__attribute__((section(".preinit_array"), used)) static void (*const before_libraries)(void) = open_standard_files;
+/* Before main, and before the constructors of libraries: gRPC's opens an eventfd. */
+__attribute__((section(".preinit_array"), used)) static void (*const before_libraries)(void) =
+    kvp_log_open_standard_files;
 
 int main(int argc, char **argv)
 {

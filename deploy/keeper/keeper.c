@@ -459,24 +459,12 @@ static void parse(int argc, char **argv)
     keeper.command = argv + optind;
 }
 
-/* Started without one of them, what is kept would come to lie in its place, and the daemon's log in that. */
-static void open_standard_files(void)
-{
-    int fd;
-
-    do {
-        fd = open("/dev/null", O_RDWR);
-    } while (fd >= 0 && fd <= STDERR_FILENO);
-    if (fd >= 0)
-        close(fd);
-}
-
 int main(int argc, char **argv)
 {
     struct rlimit files;
     char text[32];
 
-    open_standard_files();
+    kvp_log_open_standard_files();
     kvp_log_start(LOG_INFO);
     parse(argc, argv);
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {

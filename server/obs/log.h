@@ -14,6 +14,9 @@
 #define KVP_LOG_BURST    100  /* lines at once, of each class: errors and warnings, all others */
 #define KVP_LOG_RATE     10   /* lines a second that a class regains */
 
+/** Open /dev/null for each standard file that is closed: what is opened first would lie there, and be logged into. */
+void kvp_log_open_standard_files(void);
+
 /** @param level  lines above it (syslog's numbers: larger is less urgent) are not written */
 void kvp_log_start(int level);
 

@@ -100,25 +100,35 @@ START_TEST(a_killed_daemons_sockets_are_replaced)
 }
 END_TEST
 
+/* A socket of that name in the folder, as somebody else listens on it. */
+static int listen_in(const char *dir, const char *name, int type, struct sockaddr_un *ret_address)
+{
+    int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+    char path[300];
+
+    path_in(dir, name, path);
+    *ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
+    snprintf(ret_address->sun_path, sizeof(ret_address->sun_path), "%.100s", path);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)ret_address, sizeof(*ret_address)), 0);
+    ck_assert_int_eq(listen(fd, 16), 0);
+    return fd;
+}
+
 START_TEST(a_socket_that_somebody_listens_on_is_not_replaced)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    struct pollfd asked = {.fd = fd, .events = POLLIN};
-    char dir[200], path[300];
+    struct sockaddr_un address;
+    struct pollfd asked = {.events = POLLIN};
+    char dir[200];
 
     test_folder(dir);
-    path_in(dir, "kvpool.sock", path);
-    snprintf(address.sun_path, sizeof(address.sun_path), "%.100s", path);
-    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-    ck_assert_int_eq(listen(fd, 16), 0);
+    asked.fd = listen_in(dir, "kvpool.sock", SOCK_SEQPACKET, &address);
     test_daemon_spawn(&server, dir, NULL, NULL, -1);
     ck_assert(test_daemon_says(&server, "somebody listens there"));
     ck_assert_int_eq(test_daemon_wait(&server), 1);
     ck_assert_int_eq(poll(&asked, 1, 0), 1); /* it is found by its name still */
-    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(unlink(address.sun_path), 0);
     ck_assert_int_eq(rmdir(dir), 0);
-    close(fd);
+    close(asked.fd);
 }
 END_TEST
 
@@ -305,24 +315,21 @@ END_TEST
 
 START_TEST(a_socket_that_systemd_passed_is_used_and_left_alone)
 {
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    char dir[200], path[300];
+    struct sockaddr_un address;
+    char dir[200];
     struct stat st;
-    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    int fd;
 
     test_folder(dir);
-    path_in(dir, "passed.sock", path);
-    snprintf(address.sun_path, sizeof(address.sun_path), "%.100s", path);
-    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-    ck_assert_int_eq(listen(fd, 16), 0);
+    fd = listen_in(dir, "passed.sock", SOCK_SEQPACKET, &address);
     test_daemon_spawn(&server, dir, NULL, NULL, fd);
     ck_assert(test_daemon_says(&server, "serves in"));
     ck_assert_int_ne(stat(server.socket, &st), 0); /* none of its own */
-    snprintf(server.socket, sizeof(server.socket), "%.230s", path);
+    snprintf(server.socket, sizeof(server.socket), "%s", address.sun_path);
     expect_served();
     kill(server.pid, SIGTERM);
     ck_assert_int_eq(test_daemon_wait(&server), 0);
-    ck_assert_int_eq(unlink(path), 0); /* it was left */
+    ck_assert_int_eq(unlink(address.sun_path), 0); /* it was left */
     ck_assert_int_eq(rmdir(dir), 0);
     close(fd);
 }
@@ -351,21 +358,18 @@ END_TEST
 START_TEST(a_grpc_socket_that_systemd_passed_turns_away_who_connects_when_grpc_is_not_enabled)
 {
     static const char *const arguments[] = {"--set", "grpc.enabled=no", NULL};
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un address;
+    int fd, client = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     struct pollfd hung_up = {.fd = client, .events = POLLIN};
-    char dir[200], path[300];
+    char dir[200], byte;
 
     test_folder(dir);
-    path_in(dir, "passed.sock", path);
-    snprintf(address.sun_path, sizeof(address.sun_path), "%.100s", path);
-    ck_assert_int_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
-    ck_assert_int_eq(listen(fd, 16), 0);
+    fd = listen_in(dir, "passed.sock", SOCK_STREAM, &address);
     test_daemon_spawn(&server, dir, arguments, NULL, fd);
     ck_assert(test_daemon_says(&server, "who connects is turned away"));
     ck_assert_int_eq(connect(client, (struct sockaddr *)&address, sizeof(address)), 0);
     ck_assert_int_eq(poll(&hung_up, 1, TEST_WAIT_MS), 1);
-    ck_assert_int_eq(read(client, path, sizeof(path)), 0);
+    ck_assert_int_eq(read(client, &byte, 1), 0);
     expect_served();
     kill(server.pid, SIGTERM);
     ck_assert_int_eq(test_daemon_wait(&server), 0);
